@@ -1,0 +1,21 @@
+//! Swarm objects with Docker's meanings, the versioned [`Snapshot`] that holds them, and the [`Delta`] between two.
+//!
+//! Nothing here does I/O. A source builds snapshots, the plan reads them, and nobody else knows where they came from.
+#![forbid(unsafe_code)]
+
+mod delta;
+mod file;
+mod id;
+mod objects;
+mod problem;
+mod snapshot;
+
+pub use delta::{Changes, Delta};
+pub use file::{FileError, schema};
+pub use id::{Id, NetworkId, NodeId, ServiceId, TaskId};
+pub use objects::{
+    Availability, EndpointMode, Network, Node, NodeState, Port, Protocol, PublishMode, Role, Service, ServiceNetwork, Subnet, Task,
+    TaskAddress, TaskState, VirtualIp,
+};
+pub use problem::Problem;
+pub use snapshot::Snapshot;

@@ -1,0 +1,75 @@
+//! The swarm at one moment.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::{Serialize, Serializer, ser::SerializeStruct};
+
+use crate::{Network, NetworkId, Node, NodeId, Service, ServiceId, Task, TaskId};
+
+/// Every object that a source knows of, by id. Objects are shared, so that a clone costs one reference each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Grows with each change that the source saw; comparable only between snapshots of one source.
+    pub version: u64,
+    pub networks: BTreeMap<NetworkId, Arc<Network>>,
+    pub services: BTreeMap<ServiceId, Arc<Service>>,
+    pub tasks: BTreeMap<TaskId, Arc<Task>>,
+    pub nodes: BTreeMap<NodeId, Arc<Node>>,
+}
+
+impl Snapshot {
+    pub fn insert_network(&mut self, network: Network) {
+        self.networks.insert(network.id.clone(), Arc::new(network));
+    }
+
+    pub fn insert_service(&mut self, service: Service) {
+        self.services.insert(service.id.clone(), Arc::new(service));
+    }
+
+    pub fn insert_task(&mut self, task: Task) {
+        self.tasks.insert(task.id.clone(), Arc::new(task));
+    }
+
+    pub fn insert_node(&mut self, node: Node) {
+        self.nodes.insert(node.id.clone(), Arc::new(node));
+    }
+
+    /// The network that carries published ports, if the swarm has one.
+    pub fn ingress(&self) -> Option<&Arc<Network>> {
+        self.networks.values().find(|n| n.ingress)
+    }
+
+    /// The one-file form that [`Snapshot::from_json`] reads, one object a line.
+    pub fn to_json(&self) -> String {
+        fn list<T: Serialize>(out: &mut String, name: &str, objects: impl Iterator<Item = T>) {
+            out.push_str(",\n\"");
+            out.push_str(name);
+            out.push_str("\": [");
+            for (index, object) in objects.enumerate() {
+                out.push_str(if index == 0 { "\n" } else { ",\n" });
+                // These types have string keys and no failing serializer, so there is no error to lose.
+                out.push_str(&serde_json::to_string(&object).unwrap_or_default());
+            }
+            out.push(']');
+        }
+        let mut out = format!("{{\"version\": {}", self.version);
+        list(&mut out, "networks", self.networks.values());
+        list(&mut out, "services", self.services.values());
+        list(&mut out, "tasks", self.tasks.values());
+        list(&mut out, "nodes", self.nodes.values());
+        out.push_str("}\n");
+        out
+    }
+}
+
+impl Serialize for Snapshot {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut s = serializer.serialize_struct("Snapshot", 5)?;
+        s.serialize_field("version", &self.version)?;
+        s.serialize_field("networks", &self.networks.values().collect::<Vec<_>>())?;
+        s.serialize_field("services", &self.services.values().collect::<Vec<_>>())?;
+        s.serialize_field("tasks", &self.tasks.values().collect::<Vec<_>>())?;
+        s.serialize_field("nodes", &self.nodes.values().collect::<Vec<_>>())?;
+        s.end()
+    }
+}
