@@ -122,6 +122,10 @@ pub struct Task {
     pub healthy: Option<bool>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<TaskAddress>,
+    /// The ports that this task was made for, where they are not its service's present ones: while an update that changes
+    /// target ports together with the task's own spec rolls out, old tasks go on listening where they did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ports: Option<Vec<Port>>,
 }
 
 impl Task {

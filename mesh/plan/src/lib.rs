@@ -1,1 +1,15 @@
+//! From a [`Snapshot`](swarmesh_model::Snapshot) to what one node must do about it.
+//!
+//! The plan is pure: no I/O, no clock, no randomness. [`Planner`] is its incremental form: it takes deltas and gives
+//! deltas, at a cost that follows the change, and always ends where [`plan`] of the whole snapshot ends.
 #![forbid(unsafe_code)]
+
+mod node_plan;
+mod planner;
+mod policy;
+
+pub use node_plan::{
+    Backend, BackendState, Ingress, NodePlan, PlanDelta, PortKey, PublishedPort, SandboxPlan, TaskIngress, VipChanges, VirtualService,
+};
+pub use planner::{NodeContext, Planner, Takeover, plan};
+pub use policy::{Policy, Scheduler, SourceMode};

@@ -1,0 +1,209 @@
+//! What a node must do, as data.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use serde::{Serialize, Serializer};
+use swarmesh_model::{NetworkId, Problem, Protocol, ServiceId, TaskId};
+
+use crate::Policy;
+
+/// Everything that one node must have in its kernel for one snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct NodePlan {
+    /// The snapshot's version.
+    pub version: u64,
+    /// For each network that a local sandbox is in: the VIPs that are visible there.
+    pub networks: BTreeMap<NetworkId, BTreeMap<IpAddr, Arc<VirtualService>>>,
+    /// The namespaces of this node's tasks and of its containers on swarm networks.
+    pub sandboxes: BTreeMap<TaskId, Arc<SandboxPlan>>,
+    /// What this node answers on its own addresses, on behalf of the whole swarm.
+    #[serde(serialize_with = "by_port")]
+    pub published: BTreeMap<PortKey, Arc<PublishedPort>>,
+    /// The network that carries published ports; `None` while the swarm has none.
+    pub ingress: Option<Arc<Ingress>>,
+    pub problems: BTreeSet<Problem>,
+}
+
+/// A protocol and a port number in host order.
+pub type PortKey = (Protocol, u16);
+
+/// One VIP and who answers it. Every port and protocol of the VIP is balanced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct VirtualService {
+    pub service: ServiceId,
+    pub name: String,
+    pub policy: Arc<Policy>,
+    /// Sorted by address.
+    pub backends: Vec<Backend>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Backend {
+    pub address: IpAddr,
+    pub task: TaskId,
+    pub state: BackendState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendState {
+    /// Takes new connections.
+    Ready,
+    /// Keeps its established connections; takes new ones only when no other backend is left.
+    Draining,
+}
+
+impl VirtualService {
+    /// Where new connections go: the ready backends or, when there is none, the draining ones, which still serve.
+    pub fn targets(&self) -> impl Iterator<Item = IpAddr> {
+        targets(&self.backends)
+    }
+}
+
+fn targets(backends: &[Backend]) -> impl Iterator<Item = IpAddr> {
+    let wanted = if backends.iter().any(|b| b.state == BackendState::Ready) { BackendState::Ready } else { BackendState::Draining };
+    backends.iter().filter(move |b| b.state == wanted).map(|b| b.address)
+}
+
+/// A port that every node answers on its own addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PublishedPort {
+    pub service: ServiceId,
+    pub name: String,
+    pub target_port: u16,
+    pub policy: Arc<Policy>,
+    /// The node drains: new connections are refused, established ones go on.
+    pub refuse: bool,
+    /// Addresses in the ingress network, sorted; with `source=local`, of this node's tasks only.
+    pub backends: Vec<Backend>,
+}
+
+impl PublishedPort {
+    /// As [`VirtualService::targets`]; nothing while the node drains.
+    pub fn targets(&self) -> impl Iterator<Item = IpAddr> {
+        targets(if self.refuse { &[] } else { &self.backends })
+    }
+
+    /// How many tasks take new connections.
+    pub fn usable(&self) -> usize {
+        self.targets().count()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Ingress {
+    pub network: NetworkId,
+    pub subnets: Vec<IpNet>,
+    /// Bytes of an IP packet.
+    pub mtu: u32,
+}
+
+/// One task's (or plain container's) namespace on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SandboxPlan {
+    pub task: TaskId,
+    pub name: String,
+    /// File name below `--netns-dir`.
+    pub sandbox: String,
+    /// Networks whose VIPs are translated here.
+    pub networks: BTreeSet<NetworkId>,
+    pub ingress: Option<TaskIngress>,
+}
+
+/// How published ports arrive at a task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TaskIngress {
+    /// The task's own addresses in the ingress network.
+    pub addresses: Vec<IpAddr>,
+    /// Published port to the port that the task listens on.
+    #[serde(serialize_with = "by_port")]
+    pub published: BTreeMap<PortKey, u16>,
+}
+
+/// By VIP, the new state of each that changed; `None` for those that went.
+pub type VipChanges = BTreeMap<IpAddr, Option<Arc<VirtualService>>>;
+
+/// What changed between two plans of one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PlanDelta {
+    pub version: u64,
+    /// Networks whose VIPs changed. One that a first local sandbox joined is here with all of its VIPs.
+    pub vips: BTreeMap<NetworkId, VipChanges>,
+    /// Networks that no local sandbox is in any more.
+    pub left: BTreeSet<NetworkId>,
+    pub sandboxes: BTreeMap<TaskId, Option<Arc<SandboxPlan>>>,
+    #[serde(serialize_with = "by_port")]
+    pub published: BTreeMap<PortKey, Option<Arc<PublishedPort>>>,
+    pub ingress: Option<Option<Arc<Ingress>>>,
+    pub problems: Option<BTreeSet<Problem>>,
+}
+
+impl PlanDelta {
+    /// True when nothing but perhaps the version and the problems changed: nothing for the kernel to do.
+    pub fn is_empty(&self) -> bool {
+        self.vips.is_empty() && self.left.is_empty() && self.sandboxes.is_empty() && self.published.is_empty() && self.ingress.is_none()
+    }
+
+    /// What turns `old` into `new`. O(both plans): for comparing plans that were made apart.
+    pub fn between(old: &NodePlan, new: &NodePlan) -> Self {
+        let mut delta = Self { version: new.version, ..Self::default() };
+        let none = BTreeMap::new();
+        for (network, vips) in &new.networks {
+            let changes = changes(old.networks.get(network).unwrap_or(&none), vips);
+            if !changes.is_empty() || !old.networks.contains_key(network) {
+                delta.vips.insert(network.clone(), changes);
+            }
+        }
+        delta.left = old.networks.keys().filter(|n| !new.networks.contains_key(*n)).cloned().collect();
+        delta.sandboxes = changes(&old.sandboxes, &new.sandboxes);
+        delta.published = changes(&old.published, &new.published);
+        delta.ingress = (old.ingress != new.ingress).then(|| new.ingress.clone());
+        delta.problems = (old.problems != new.problems).then(|| new.problems.clone());
+        delta
+    }
+}
+
+fn changes<K: Ord + Clone, V: PartialEq>(old: &BTreeMap<K, Arc<V>>, new: &BTreeMap<K, Arc<V>>) -> BTreeMap<K, Option<Arc<V>>> {
+    let changed = new.iter().filter(|(k, v)| old.get(k).is_none_or(|o| o != *v)).map(|(k, v)| (k.clone(), Some(Arc::clone(v))));
+    let gone = old.keys().filter(|k| !new.contains_key(*k)).map(|k| (k.clone(), None));
+    changed.chain(gone).collect()
+}
+
+impl NodePlan {
+    pub fn apply(&mut self, delta: &PlanDelta) {
+        self.version = delta.version;
+        for network in &delta.left {
+            self.networks.remove(network);
+        }
+        for (network, changes) in &delta.vips {
+            merge(self.networks.entry(network.clone()).or_default(), changes);
+        }
+        merge(&mut self.sandboxes, &delta.sandboxes);
+        merge(&mut self.published, &delta.published);
+        if let Some(ingress) = &delta.ingress {
+            self.ingress.clone_from(ingress);
+        }
+        if let Some(problems) = &delta.problems {
+            self.problems.clone_from(problems);
+        }
+    }
+}
+
+fn merge<K: Ord + Clone, V: Clone>(into: &mut BTreeMap<K, V>, changes: &BTreeMap<K, Option<V>>) {
+    for (key, change) in changes {
+        match change {
+            Some(value) => into.insert(key.clone(), value.clone()),
+            None => into.remove(key),
+        };
+    }
+}
+
+/// JSON keys are strings: `tcp/8080`.
+fn by_port<V: Serialize, S: Serializer>(map: &BTreeMap<PortKey, V>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(map.iter().map(|((protocol, port), value)| (format!("{protocol}/{port}"), value)))
+}
