@@ -1,1 +1,8 @@
+//! What the netns and swarm tiers share: labs that clean up after themselves, and clients inside of their namespaces.
 #![forbid(unsafe_code)]
+
+pub mod dockerlab;
+pub mod lab;
+pub mod load;
+pub mod netns;
+pub mod rows;

@@ -1,2 +1,57 @@
+//! Everything that is done with the project besides compiling it: `cargo xtask demo | test | lab | bench`.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod bench;
+mod demo;
+mod lab;
+mod packages;
+mod run;
+mod tiers;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Demo, tests, labs and benchmarks of Swarmesh")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Bring up a three-node swarm from examples/ without Docker, show it answering, take it down
+    Demo,
+    /// Run all test tiers, or one
+    Test {
+        #[arg(value_enum)]
+        tier: Option<tiers::Tier>,
+        /// Passed on to nextest: name filters, --no-capture
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        filter: Vec<String>,
+    },
+    /// Three real dockerd on this machine, one swarm
+    Lab {
+        #[command(subcommand)]
+        command: lab::LabCommand,
+    },
+    /// Measure ours, peers and the limit side by side (PERFORMANCE.md)
+    Bench(bench::BenchArgs),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Demo => demo::run(),
+        Command::Test { tier, filter } => tiers::run(tier, &filter),
+        Command::Lab { command } => lab::run(command),
+        Command::Bench(args) => bench::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            run::say(&format!("xtask: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,16 @@
+//! Data planes: from plan deltas to kernel operations, and the mirror of what each namespace holds.
+//!
+//! One plane so far: nftables. A namespace's table is read at start and when somebody else has touched it, never on the
+//! update path: there the mirror of what was last committed stands for it.
 #![forbid(unsafe_code)]
+
+mod balancer;
+mod error;
+mod layout;
+mod nft;
+mod slots;
+
+pub use balancer::{Balancer, Front, FrontState};
+pub use error::PlaneError;
+pub use layout::{MARK, MARK_MASK, RETURN_PRIORITY, RETURN_TABLE, TABLE};
+pub use nft::{HostFacts, NftPlane, Place, PlaceState, PlaceStatus, PlaneConfig, PlaneStatus, uninstall};

@@ -192,8 +192,12 @@ impl Planner {
             if old.map(|n| &n.subnets) != network.as_ref().map(|n| &n.subnets) {
                 let services = self.snapshot.services.values().filter(|s| s.vips.iter().any(|v| v.network == *id));
                 dirty.services.extend(services.map(|s| s.id.clone()));
-                let tasks = self.snapshot.tasks.values().filter(|t| self.is_local(t) && t.address_in(id).next().is_some());
-                dirty.tasks.extend(tasks.map(|t| t.id.clone()));
+                for task in self.snapshot.tasks.values().filter(|t| t.address_in(id).next().is_some()) {
+                    dirty.services.extend(task.service.clone());
+                    if self.is_local(task) {
+                        dirty.tasks.insert(task.id.clone());
+                    }
+                }
             }
         }
         dirty

@@ -1,0 +1,339 @@
+//! The shape of our tables: names, marks, and the skeletons as nft text.
+//!
+//! Three kinds of namespace have one each. Everything is in `inet swarmesh` (and, in a task, `netdev swarmesh` for the last
+//! step of the way back). Docker's tables are never touched: ours stand at earlier priorities of the same hooks.
+//!
+//! A skeleton holds what depends on the namespace's interfaces only. What depends on the swarm is elements of its maps.
+//! Loading it again is harmless: sets are added when missing, chains are emptied and filled in the same transaction.
+
+use std::{
+    collections::hash_map::DefaultHasher,
+    fmt::Write,
+    hash::{Hash, Hasher},
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::{IpNet, Ipv4Net};
+use swarmesh_kernel::{Expr, Family, NftOp, PayloadBase, Reg, SetName};
+
+/// Name of our tables in every namespace.
+pub const TABLE: &str = "swarmesh";
+
+/// Grows when the meaning of sets or of encoded rules changes, so that a newer agent does not trust an older one's.
+const LAYOUT: u32 = 1;
+
+/// Connections that came in by an entry node carry this mark; the bits outside of [`MARK_MASK`] tell which.
+///
+/// The low 20 bits of an entry node's ingress address, as they stand in its MAC (Docker gives a swarm endpoint
+/// `02:42` and its IPv4 address), are copied from packet bytes to mark and back. So the constants are the bytes
+/// `57 50 00 00` and `ff f0 00 00` in packet order, read as the native integers that a mark is.
+pub const MARK: u32 = u32::from_ne_bytes([0x57, 0x50, 0x00, 0x00]);
+pub const MARK_MASK: u32 = u32::from_ne_bytes([0xff, 0xf0, 0x00, 0x00]);
+/// Copies the varying bits.
+const ENTRY_BITS: [u8; 4] = [0x00, 0x0f, 0xff, 0xff];
+
+/// In the ingress sandbox: this connection's client is not to be shown to the task (`swarmesh.source=snat`).
+const HIDDEN_MARK: u32 = 0x5751_0001;
+
+/// Routing table and rule priority of the way back in a task's namespace.
+pub const RETURN_TABLE: u32 = 5750;
+pub const RETURN_PRIORITY: u32 = 5750;
+/// A next hop that only exists as a permanent neighbour: the real MAC is written at egress.
+pub(crate) const RETURN_VIA4: Ipv4Addr = Ipv4Addr::new(169, 254, 87, 80);
+pub(crate) const RETURN_VIA6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x57, 0x50);
+pub(crate) const RETURN_MAC: [u8; 6] = [0x02, 0x42, 0, 0, 0, 1];
+
+pub(crate) const fn inet(set: &'static str) -> SetName {
+    SetName { family: Family::Inet, table: TABLE, set }
+}
+
+/// The sets of one address family's balancer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BalancerSets {
+    /// Frontend to class.
+    pub(crate) front: SetName,
+    /// Class to the chain that picks a slot.
+    pub(crate) classes: SetName,
+    /// Frontend and slot to backend.
+    pub(crate) slot: SetName,
+    /// Frontend and client to the backend that the client stays with.
+    pub(crate) affinity: SetName,
+    /// Frontend and backend, for frontends with affinity: the memory of a backend that is gone is not believed.
+    pub(crate) live: SetName,
+    pub(crate) dispatch: &'static str,
+}
+
+pub(crate) const SETS4: BalancerSets = BalancerSets {
+    front: inet("front4"),
+    classes: inet("classes4"),
+    slot: inet("slot4"),
+    affinity: inet("affinity4"),
+    live: inet("live4"),
+    dispatch: "dispatch4",
+};
+pub(crate) const SETS6: BalancerSets = BalancerSets {
+    front: inet("front6"),
+    classes: inet("classes6"),
+    slot: inet("slot6"),
+    affinity: inet("affinity6"),
+    live: inet("live6"),
+    dispatch: "dispatch6",
+};
+
+/// Class 0: no backend, refuse.
+pub(crate) const REFUSE_CLASS: u32 = 0;
+
+/// A skeleton's text and the marker chain whose presence says that it is loaded.
+#[derive(Clone, Debug)]
+pub(crate) struct Skeleton {
+    pub(crate) script: String,
+    pub(crate) marker: String,
+    /// Chains that must not be empty.
+    pub(crate) chains: Vec<&'static str>,
+}
+
+impl Skeleton {
+    fn new(body: &str, chains: &[(&'static str, &str, String)], netdev: Option<&str>) -> Self {
+        let mut hasher = DefaultHasher::new();
+        (body, chains, netdev).hash(&mut hasher);
+        let marker = format!("{}{:016x}", Self::prefix(), hasher.finish());
+        let mut script = format!("table inet {TABLE} {{\n{body}\tchain {marker} {{ }}\n");
+        for (name, hook, _) in chains {
+            let _ = writeln!(script, "\tchain {name} {{ {hook} }}");
+        }
+        script.push_str("}\n");
+        for (name, _, rules) in chains {
+            let _ = writeln!(script, "flush chain inet {TABLE} {name}\ntable inet {TABLE} {{ chain {name} {{\n{rules}\t}}\n}}");
+        }
+        if let Some(device) = netdev {
+            let _ = writeln!(
+                script,
+                "table netdev {TABLE} {{\n\tchain way_back {{ type filter hook egress device \"{device}\" priority 0; policy accept; }}\n}}"
+            );
+        }
+        let chains = chains.iter().filter(|(_, _, rules)| !rules.is_empty()).map(|(name, _, _)| *name).collect();
+        Self { script, marker, chains }
+    }
+
+    /// Marker chains of this layout start so.
+    pub(crate) fn prefix() -> String {
+        format!("layout_{LAYOUT}_")
+    }
+}
+
+const REFUSE: &str = "\t\tmeta l4proto tcp reject with tcp reset\n\t\treject with icmpx type port-unreachable\n";
+
+/// The maps that a balancer lives in; `key` is what a frontend is looked up by.
+fn balancer_maps(out: &mut String, key4: &str, key6: &str) {
+    for (n, address, key) in [("4", "ipv4_addr", key4), ("6", "ipv6_addr", key6)] {
+        let _ = writeln!(out, "\tmap front{n} {{ type {key} : mark; }}");
+        let _ = writeln!(out, "\tmap slot{n} {{ type {key} . mark : {address}; }}");
+        let _ = writeln!(out, "\tmap classes{n} {{ type mark : verdict; elements = {{ 0x{REFUSE_CLASS:08x} : goto refuse }}; }}");
+        let _ = writeln!(out, "\tmap affinity{n} {{ type {key} . {address} : {address}; size 262144; flags dynamic,timeout; }}");
+        let _ = writeln!(out, "\tset live{n} {{ type {key} . {address}; }}");
+    }
+}
+
+/// The node's own namespace: published ports on its addresses, handed to the ingress sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct NodeParameters {
+    /// The bridge that the ingress sandbox hangs on, and the sandbox's addresses there.
+    pub(crate) bridge: String,
+    pub(crate) sandbox4: Option<Ipv4Addr>,
+    pub(crate) sandbox6: Option<Ipv6Addr>,
+    /// What tasks see of clients whose own address means nothing outside of this node.
+    pub(crate) node4: Option<Ipv4Addr>,
+    /// Subnets of this node's own bridges: the same ones exist on every node.
+    pub(crate) private4: Vec<Ipv4Net>,
+    /// Without a way for IPv6, refuse it rather than let Docker's silent listener accept (moby 53091).
+    pub(crate) refuse6: bool,
+}
+
+pub(crate) fn node_skeleton(p: &NodeParameters) -> Skeleton {
+    let bridge = &p.bridge;
+    let mut body = String::new();
+    body.push_str("\tset published { type inet_proto . inet_service; }\n");
+    body.push_str("\tset bound { type inet_proto . inet_service; }\n");
+    body.push_str("\tset bound4 { type inet_proto . inet_service . ipv4_addr; flags interval; }\n");
+    body.push_str("\tset bound6 { type inet_proto . inet_service . ipv6_addr; flags interval; }\n");
+
+    // Runs before the routing decision that would drop a martian, so it must say itself that loopback stays loopback
+    // (moby 45610): nobody on a wire may send to 127.0.0.1 or ::1.
+    let guard = "\t\tiifname != \"lo\" ip daddr 127.0.0.0/8 drop\n\t\tiifname != \"lo\" ip6 daddr ::1 drop\n".to_owned();
+
+    // A port that listens on few addresses is refused on the others, before Docker's rules offer it on all.
+    let mut listen = String::new();
+    listen.push_str("\t\tct state != new return\n\t\tfib daddr type != local return\n");
+    listen.push_str("\t\tmeta nfproto ipv4 meta l4proto . th dport @bound meta l4proto . th dport . ip daddr != @bound4 goto refuse\n");
+    listen.push_str("\t\tmeta nfproto ipv6 meta l4proto . th dport @bound meta l4proto . th dport . ip6 daddr != @bound6 goto refuse\n");
+    if p.refuse6 {
+        listen.push_str("\t\tmeta nfproto ipv6 meta l4proto . th dport @published goto refuse\n");
+        listen.push_str("\t\tmeta nfproto ipv6 meta l4proto . th dport @bound goto refuse\n");
+    }
+
+    let mut published = String::new();
+    if let Some(to) = p.sandbox4 {
+        let _ = writeln!(published, "\t\tmeta nfproto ipv4 meta l4proto . th dport @published dnat ip to {to}");
+        let _ = writeln!(published, "\t\tmeta l4proto . th dport . ip daddr @bound4 dnat ip to {to}");
+    }
+    if let Some(to) = p.sandbox6 {
+        let _ = writeln!(published, "\t\tmeta nfproto ipv6 meta l4proto . th dport @published dnat ip6 to {to}");
+        let _ = writeln!(published, "\t\tmeta l4proto . th dport . ip6 daddr @bound6 dnat ip6 to {to}");
+    }
+
+    // Addresses that exist on every node would collide at a task that two nodes deliver to, and answers to the bridge's
+    // own neighbours would not come back through this node's connection table.
+    let mut source = String::new();
+    if let Some(sandbox) = p.sandbox4 {
+        let to = p.node4.map_or_else(|| "masquerade".to_owned(), |a| format!("snat ip to {a}"));
+        let ours = format!("oifname \"{bridge}\" ip daddr {sandbox} ct status dnat");
+        let _ = writeln!(source, "\t\t{ours} ip saddr 127.0.0.0/8 {to}");
+        for net in &p.private4 {
+            let _ = writeln!(source, "\t\t{ours} ip saddr {net} {to}");
+        }
+    }
+    if let Some(sandbox) = p.sandbox6 {
+        let ours = format!("oifname \"{bridge}\" ip6 daddr {sandbox} ct status dnat");
+        let _ = writeln!(source, "\t\t{ours} ip6 saddr ::1 masquerade\n\t\t{ours} iifname \"{bridge}\" masquerade");
+    }
+
+    // The sandbox is reached through a published port or not at all: no route of a neighbour's leads to it.
+    let mut forward = String::new();
+    if let Some(sandbox) = p.sandbox4 {
+        let _ = writeln!(
+            forward,
+            "\t\tiifname != \"{bridge}\" oifname \"{bridge}\" ip daddr {sandbox} ct direction original ct status & dnat == 0 drop"
+        );
+    }
+
+    Skeleton::new(
+        &body,
+        &[
+            ("guard", "type filter hook prerouting priority -300; policy accept;", guard),
+            ("refuse", "", REFUSE.to_owned()),
+            ("listen", "", listen),
+            ("listen_in", "type filter hook prerouting priority -115; policy accept;", "\t\tgoto listen\n".to_owned()),
+            ("listen_out", "type filter hook output priority -115; policy accept;", "\t\tgoto listen\n".to_owned()),
+            ("published_ports", "", published),
+            (
+                "enter",
+                "type nat hook prerouting priority -110; policy accept;",
+                "\t\tfib daddr type local goto published_ports\n".to_owned(),
+            ),
+            ("leave", "type nat hook output priority -110; policy accept;", "\t\tfib daddr type local goto published_ports\n".to_owned()),
+            ("source", "type nat hook postrouting priority 90; policy accept;", source),
+            ("forward", "type filter hook forward priority -10; policy accept;", forward),
+        ],
+        None,
+    )
+}
+
+/// Docker's ingress sandbox: published port to a task's ingress address, the client's address kept.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct IngressParameters {
+    /// The leg on the node's bridge, where connections come from.
+    pub(crate) bridge_leg: String,
+    /// The leg in the ingress network.
+    pub(crate) ingress_leg: String,
+    pub(crate) mtu: u32,
+}
+
+pub(crate) fn ingress_skeleton(p: &IngressParameters) -> Skeleton {
+    let (from, to) = (&p.bridge_leg, &p.ingress_leg);
+    let mut body = String::new();
+    balancer_maps(&mut body, "inet_proto . inet_service", "inet_proto . inet_service");
+    body.push_str("\tset hidden { type inet_proto . inet_service; }\n");
+    body.push_str("\tchain dispatch4 { }\n\tchain dispatch6 { }\n");
+
+    let enter = format!(
+        "\t\tiifname != \"{from}\" return\n\t\tfib daddr type != local return\n\t\tmeta nfproto ipv4 goto dispatch4\n\t\tgoto dispatch6\n"
+    );
+    // Clamped both ways: the node's leg takes longer packets than VXLAN does. IPv6 and IPv4 headers differ by 20 bytes.
+    let (mss4, mss6) = (p.mtu.saturating_sub(40), p.mtu.saturating_sub(60));
+    let forward = format!(
+        "\t\tiifname \"{from}\" ct direction original ct status & dnat == 0 drop\n\
+         \t\tiifname \"{to}\" ct direction original drop\n\
+         \t\tmeta nfproto ipv4 tcp flags syn tcp option maxseg size set {mss4}\n\
+         \t\tmeta nfproto ipv6 tcp flags syn tcp option maxseg size set {mss6}\n"
+    );
+    // After the translation the published port is no longer in the packet, so what it asked for is noted before.
+    let hide = format!("\t\tiifname \"{from}\" ct state new meta l4proto . th dport @hidden ct mark set 0x{HIDDEN_MARK:08x}\n");
+    let source = format!("\t\toifname \"{to}\" ct status dnat ct mark 0x{HIDDEN_MARK:08x} masquerade\n");
+    Skeleton::new(
+        &body,
+        &[
+            ("refuse", "", REFUSE.to_owned()),
+            ("hide", "type filter hook prerouting priority -115; policy accept;", hide),
+            ("enter", "type nat hook prerouting priority -110; policy accept;", enter),
+            ("forward", "type filter hook forward priority -10; policy accept;", forward),
+            ("source", "type nat hook postrouting priority 90; policy accept;", source),
+        ],
+        None,
+    )
+}
+
+/// A task: its VIPs, and (with an ingress leg) published ports coming in.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct TaskParameters {
+    pub(crate) ingress_leg: Option<String>,
+}
+
+pub(crate) fn task_skeleton(p: &TaskParameters) -> Skeleton {
+    let mut body = String::new();
+    balancer_maps(&mut body, "ipv4_addr", "ipv6_addr");
+    body.push_str("\tchain dispatch4 { }\n\tchain dispatch6 { }\n");
+    let mut chains = vec![
+        ("refuse", "", REFUSE.to_owned()),
+        (
+            "vips",
+            "type nat hook output priority -110; policy accept;",
+            "\t\tmeta nfproto ipv4 goto dispatch4\n\t\tmeta nfproto ipv6 goto dispatch6\n".to_owned(),
+        ),
+    ];
+    if let Some(leg) = &p.ingress_leg {
+        body.push_str("\tmap port4 { type inet_proto . inet_service : ipv4_addr . inet_service; }\n");
+        body.push_str("\tmap port6 { type inet_proto . inet_service : ipv6_addr . inet_service; }\n");
+        let [mask, mark] = [u32::from_be_bytes(ENTRY_BITS), 0x5750_0000];
+        // The text's numbers are in packet order here: nft compares a raw payload byte by byte.
+        let entry = format!("\t\tiifname \"{leg}\" ct state new ct mark set @ll,64,32 & 0x{mask:08x} | 0x{mark:08x}\n");
+        let answer = format!("\t\tct direction reply ct mark & 0x{MARK_MASK:08x} == 0x{MARK:08x} meta mark set ct mark\n");
+        let deliver = format!(
+            "\t\tiifname \"{leg}\" dnat ip to meta l4proto . th dport map @port4\n\
+             \t\tiifname \"{leg}\" dnat ip6 to meta l4proto . th dport map @port6\n"
+        );
+        // As Docker has it: only published ports come in by this leg, and nothing goes out by it on its own account.
+        let closed = format!("\t\tiifname \"{leg}\" meta l4proto {{ tcp, udp, sctp }} ct direction original ct status & dnat == 0 drop\n");
+        let no_exit = format!("\t\toifname \"{leg}\" meta l4proto {{ tcp, udp, sctp }} ct direction original reject\n");
+        chains.push(("entry", "type filter hook prerouting priority -150; policy accept;", entry));
+        chains.push(("answer", "type route hook output priority -150; policy accept;", answer));
+        chains.push(("deliver", "type nat hook prerouting priority -110; policy accept;", deliver));
+        chains.push(("closed", "type filter hook input priority -10; policy accept;", closed));
+        chains.push(("no_exit", "type filter hook output priority -10; policy accept;", no_exit));
+    }
+    Skeleton::new(&body, &chains, p.ingress_leg.as_deref())
+}
+
+/// The one rule of the way back that text cannot express: the entry node's MAC, put together from the mark and what
+/// all ingress addresses share.
+pub(crate) fn way_back_rule(subnet: Ipv4Net) -> NftOp {
+    let bits = u32::from_be_bytes(ENTRY_BITS);
+    let shared = (u32::from(subnet.network()) & !bits).to_be_bytes();
+    NftOp::AddRule {
+        family: Family::Netdev,
+        table: TABLE,
+        chain: "way_back".to_owned(),
+        comment: "answers go back to the entry node that the mark names".to_owned(),
+        expressions: vec![
+            Expr::Meta { key: swarmesh_kernel::MetaKey::Mark, dreg: Reg(0) },
+            Expr::Bitwise { sreg: Reg(0), dreg: Reg(1), len: 4, mask: MARK_MASK.to_ne_bytes().to_vec(), xor: vec![0; 4] },
+            Expr::Cmp { sreg: Reg(1), op: swarmesh_kernel::CmpOp::Eq, data: MARK.to_ne_bytes().to_vec() },
+            Expr::Bitwise { sreg: Reg(0), dreg: Reg(0), len: 4, mask: ENTRY_BITS.to_vec(), xor: shared.to_vec() },
+            Expr::PayloadWrite { base: PayloadBase::Link, offset: 2, len: 4, sreg: Reg(0), checksum: swarmesh_kernel::Checksum::None },
+        ],
+    }
+}
+
+/// The entry node is told apart by 20 bits of its address.
+pub(crate) fn fits_in_mark(subnet: &IpNet) -> bool {
+    matches!(subnet, IpNet::V4(net) if net.prefix_len() >= 12)
+}

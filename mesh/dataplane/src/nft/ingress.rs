@@ -1,0 +1,173 @@
+//! The ingress sandbox: a published port becomes a task's ingress address, the client stays who it is.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use swarmesh_kernel::{FlowFilter, Interface, Kernel, KernelError, NftOp};
+use swarmesh_model::Protocol;
+use swarmesh_plan::{Ingress, NodePlan, PortKey, PublishedPort, SourceMode};
+
+use super::{
+    mirror::SetMirror,
+    table::{Table, UDP, loosen_reverse_path},
+};
+use crate::{
+    PlaneError,
+    balancer::{Balancer, Front, FrontState, port_key},
+    layout::{IngressParameters, inet, ingress_skeleton},
+};
+
+#[derive(Debug)]
+pub(crate) struct IngressTable {
+    pub(crate) table: Table,
+    ports4: Balancer,
+    ports6: Balancer,
+    hidden: SetMirror,
+    facts: IngressFacts,
+}
+
+/// What the node's own namespace must know of the sandbox.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct IngressFacts {
+    /// Its addresses on the node's bridge.
+    pub(crate) address4: Option<std::net::Ipv4Addr>,
+    pub(crate) address6: Option<std::net::Ipv6Addr>,
+    /// The bridge's own address.
+    pub(crate) gateway: Option<IpAddr>,
+}
+
+impl IngressTable {
+    pub(crate) fn open(kernel: &dyn Kernel, path: &Path, node: &NodePlan, ingress: &Ingress) -> Result<Self, PlaneError> {
+        let table = Table::open(kernel, Some(path))?;
+        let mut this = Self {
+            table,
+            ports4: Balancer::ports(false),
+            ports6: Balancer::ports(true),
+            hidden: SetMirror::new(inet("hidden")),
+            facts: IngressFacts::default(),
+        };
+        this.sync(node, ingress)?;
+        Ok(this)
+    }
+
+    pub(crate) fn facts(&self) -> &IngressFacts {
+        &self.facts
+    }
+
+    /// Reads the kernel and mends what differs from the plan.
+    pub(crate) fn sync(&mut self, node: &NodePlan, ingress: &Ingress) -> Result<(), PlaneError> {
+        let interfaces = self.table.ns.interfaces()?;
+        let path = || self.table.path.clone();
+        let ingress_leg = interfaces
+            .iter()
+            .find(|i| i.addresses.iter().any(|a| ingress.subnets.iter().any(|s| s.contains(&a.addr()))))
+            .ok_or_else(|| PlaneError::NoIngressLeg { path: path(), subnets: ingress.subnets.clone() })?
+            .clone();
+        let route = self.table.ns.default_route(false)?.ok_or_else(|| PlaneError::NoBridgeLeg { path: path() })?;
+        let bridge_leg = interfaces
+            .iter()
+            .find(|i| i.index == route.index && i.index != ingress_leg.index)
+            .ok_or_else(|| PlaneError::NoBridgeLeg { path: path() })?
+            .clone();
+        self.facts = facts(&bridge_leg, &ingress_leg, route.gateway);
+
+        let parameters = IngressParameters { bridge_leg: bridge_leg.name.clone(), ingress_leg: ingress_leg.name.clone(), mtu: ingress.mtu };
+        self.table.load(&ingress_skeleton(&parameters))?;
+        let ns = &mut self.table.ns;
+        ns.sysctl_ensure("net/ipv4/ip_forward", "1")?;
+        for leg in [&bridge_leg.name, &ingress_leg.name] {
+            loosen_reverse_path(&mut **ns, leg)?;
+        }
+        if self.facts.address6.is_some() {
+            ns.sysctl_ensure("net/ipv6/conf/all/forwarding", "1")?;
+        }
+
+        let mut ops = Vec::new();
+        ops.extend(self.table.adopt(&mut self.ports4)?);
+        ops.extend(self.table.adopt(&mut self.ports6)?);
+        let held = self.table.ns.elements(self.hidden.name())?;
+        self.hidden.adopt(held);
+
+        for (key, port) in &node.published {
+            self.set_port(*key, Some(port), &mut ops);
+        }
+        let wanted: HashSet<Front> = node.published.keys().map(|k| Front::Port(*k)).collect();
+        for balancer in [&mut self.ports4, &mut self.ports6] {
+            let gone: Vec<Front> = balancer.fronts().filter(|f| !wanted.contains(f)).collect();
+            for front in gone {
+                balancer.set(front, None, &mut ops);
+            }
+        }
+        let hidden = node.published.iter().filter(|(_, p)| p.policy.source == SourceMode::Snat);
+        self.hidden.replace(hidden.map(|(k, _)| (port_key(*k).to_vec(), None)).collect::<HashMap<_, _>>(), &mut ops);
+        self.table.commit(&ops)?;
+        Ok(())
+    }
+
+    pub(crate) fn change(&mut self, changes: &BTreeMap<PortKey, Option<Arc<PublishedPort>>>) -> Result<(), PlaneError> {
+        let mut ops = Vec::new();
+        let mut new_udp = Vec::new();
+        for (key, port) in changes {
+            if key.0 == Protocol::Udp && port.is_some() && self.ports4.targets(Front::Port(*key)).is_none() {
+                new_udp.push(key.1);
+            }
+            self.set_port(*key, port.as_deref(), &mut ops);
+        }
+        self.table.commit(&ops)?;
+        for port in new_udp {
+            self.forget_port(port);
+        }
+        Ok(())
+    }
+
+    fn set_port(&mut self, key: PortKey, port: Option<&PublishedPort>, ops: &mut Vec<NftOp>) {
+        for (balancer, v6) in [(&mut self.ports4, false), (&mut self.ports6, true)] {
+            let state = port.map(|p| FrontState::new(&p.policy, p.targets().filter(|a| a.is_ipv6() == v6).collect()));
+            balancer.set(Front::Port(key), state.as_ref(), ops);
+        }
+        let hidden = port.is_some_and(|p| p.policy.source == SourceMode::Snat);
+        self.hidden.set(port_key(key).to_vec(), hidden.then_some(None), ops);
+    }
+
+    /// UDP flows of a port that was just published: made when nothing answered, they would go on meeting nothing.
+    fn forget_port(&mut self, port: u16) {
+        self.table.forget(&FlowFilter { protocol: Some(UDP), original_destination_port: Some(port), ..FlowFilter::default() });
+    }
+
+    pub(crate) fn forget_backend(&mut self, key: PortKey, backend: IpAddr) {
+        self.table.forget(&FlowFilter {
+            protocol: Some(key.0.number()),
+            original_destination_port: Some(key.1),
+            reply_source: Some(backend),
+            ..FlowFilter::default()
+        });
+    }
+
+    pub(crate) fn fronts(&self) -> usize {
+        self.ports4.len()
+    }
+
+    pub(crate) fn tidy(&mut self) -> Result<(), KernelError> {
+        let mut ops = Vec::new();
+        self.ports4.tidy(&mut ops);
+        self.ports6.tidy(&mut ops);
+        self.table.commit(&ops)
+    }
+}
+
+fn facts(bridge_leg: &Interface, ingress_leg: &Interface, gateway: Option<IpAddr>) -> IngressFacts {
+    let address4 = bridge_leg.addresses.iter().find_map(|a| if let IpNet::V4(n) = a { Some(n.addr()) } else { None });
+    let global6 = |i: &Interface| {
+        i.addresses.iter().find_map(|a| match a {
+            IpNet::V6(n) if !n.addr().is_unicast_link_local() => Some(n.addr()),
+            _ => None,
+        })
+    };
+    // IPv6 needs both legs.
+    IngressFacts { address4, address6: global6(bridge_leg).filter(|_| global6(ingress_leg).is_some()), gateway }
+}

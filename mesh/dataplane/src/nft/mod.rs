@@ -1,0 +1,575 @@
+//! The nftables plane: every namespace's table, brought about and kept.
+//!
+//! East–west is translated in the client task's own namespace, north–south at the entry node, and answers find the entry
+//! node by a mark; see ARCHITECTURE.md for a packet's way. Each namespace is a *place* of its own: what fails in one is
+//! retried there, and holds up no other.
+
+mod flows;
+mod ingress;
+mod mirror;
+mod node;
+mod table;
+mod task;
+mod uninstall;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    net::IpAddr,
+    os::fd::{AsFd, BorrowedFd},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use serde::Serialize;
+use swarmesh_kernel::{Kernel, NftMonitor};
+use swarmesh_model::{Problem, ServiceId, TaskId};
+use swarmesh_plan::{NodePlan, PlanDelta, Policy, Scheduler};
+
+use self::{flows::Flows, ingress::IngressTable, node::NodeTable, table::Harm, task::TaskTable};
+use crate::PlaneError;
+
+pub use uninstall::uninstall;
+
+/// Docker's name for the namespace that published ports go through.
+const INGRESS_SANDBOX: &str = "ingress_sbox";
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+const LAST_RETRY: Duration = Duration::from_secs(5);
+
+/// Where the plane finds things on this node.
+#[derive(Clone, Debug)]
+pub struct PlaneConfig {
+    /// Where Docker keeps its namespaces.
+    pub netns_dir: PathBuf,
+    /// What tasks see of clients whose own address means nothing outside of this node.
+    pub node_address: Option<IpAddr>,
+}
+
+/// What was found of Docker's arrangement on the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct HostFacts {
+    /// The bridge between the node and the ingress sandbox.
+    pub bridge: String,
+    /// Docker up to 29.7, with its `DOCKER-INGRESS` chains.
+    pub old_layout: bool,
+    /// Published ports answer over IPv6.
+    pub ipv6: bool,
+}
+
+/// A namespace that the plane programs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    Ingress,
+    Node,
+    Task(TaskId),
+}
+
+/// One place, for `status`.
+#[derive(Clone, Debug, Serialize)]
+pub struct PlaceStatus {
+    /// `node`, `ingress`, `task web.1.x2m…`.
+    pub place: String,
+    pub path: PathBuf,
+    pub state: PlaceState,
+    /// Why it is pending; empty when it is not.
+    pub error: String,
+    pub since_seconds: u64,
+    /// VIPs or published ports that it holds.
+    pub fronts: usize,
+    /// How often somebody else's change was undone here.
+    pub healed: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PlaceState {
+    Applied,
+    Pending,
+}
+
+/// The plane as a whole, for `status` and `/metrics`.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct PlaneStatus {
+    pub places: Vec<PlaceStatus>,
+    pub problems: Vec<Problem>,
+    pub host: Option<HostFacts>,
+    /// Transactions and the operations in them. Neither grows while nothing changes.
+    pub commits: u64,
+    pub operations: u64,
+    pub errors: u64,
+    pub healed: u64,
+}
+
+#[derive(Debug)]
+struct Record {
+    pending: Option<Pending>,
+    since: Instant,
+    healed: u64,
+}
+
+#[derive(Debug)]
+struct Pending {
+    error: PlaneError,
+    retry: Instant,
+    pause: Duration,
+}
+
+/// See the module's own words.
+pub struct NftPlane {
+    kernel: Arc<dyn Kernel>,
+    config: PlaneConfig,
+    plan: NodePlan,
+    node: Option<NodeTable>,
+    ingress: Option<IngressTable>,
+    tasks: BTreeMap<TaskId, TaskTable>,
+    records: BTreeMap<Place, Record>,
+    flows: Flows,
+    problems: BTreeMap<ServiceId, Problem>,
+    watch: Option<Epoll>,
+    /// Numbers by which the watch tells places apart.
+    watched: HashMap<u64, Place>,
+    next_watch: u64,
+    errors: u64,
+    healed: u64,
+    /// Work of tables that are closed by now.
+    closed: table::Counts,
+}
+
+impl fmt::Debug for NftPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NftPlane").field("config", &self.config).field("records", &self.records).finish_non_exhaustive()
+    }
+}
+
+impl NftPlane {
+    pub fn new(kernel: Arc<dyn Kernel>, config: PlaneConfig) -> Self {
+        let watch = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
+            .inspect_err(|error| tracing::warn!(%error, "foreign changes are noticed by the audit only"))
+            .ok();
+        Self {
+            kernel,
+            config,
+            plan: NodePlan::default(),
+            node: None,
+            ingress: None,
+            tasks: BTreeMap::new(),
+            records: BTreeMap::new(),
+            flows: Flows::default(),
+            problems: BTreeMap::new(),
+            watch,
+            watched: HashMap::new(),
+            next_watch: 0,
+            errors: 0,
+            healed: 0,
+            closed: table::Counts::default(),
+        }
+    }
+
+    /// The address that other nodes know this one by, once that is known.
+    pub fn set_node_address(&mut self, address: Option<IpAddr>, now: Instant) {
+        if self.config.node_address != address {
+            self.config.node_address = address;
+            if self.node.is_some() {
+                self.attempt(&Place::Node, now, Self::sync);
+            }
+        }
+    }
+
+    /// Brings the kernel from the last plan to the next. What fails stays pending and is retried by [`Self::run_due`].
+    pub fn apply(&mut self, delta: &PlanDelta, now: Instant) {
+        let cuts = self.flows.note(&self.plan, delta, now);
+        self.note_problems(delta);
+        self.plan.apply(delta);
+        if delta.is_empty() {
+            return;
+        }
+        self.apply_ingress(delta, now);
+        for (task, change) in &delta.sandboxes {
+            self.apply_sandbox(task, change.is_some(), now);
+        }
+        for (network, changes) in &delta.vips {
+            // A sandbox that changed has taken these along already.
+            let members = self.tasks.iter().filter(|(id, t)| !delta.sandboxes.contains_key(*id) && t.plan().networks.contains(network));
+            let members: Vec<TaskId> = members.map(|(id, _)| id.clone()).collect();
+            for task in members {
+                self.attempt(&Place::Task(task), now, |plane, place| match plane.task(place) {
+                    Some(table) => table.change_vips(changes),
+                    None => Ok(()),
+                });
+            }
+        }
+        self.cut(&cuts);
+    }
+
+    fn apply_ingress(&mut self, delta: &PlanDelta, now: Instant) {
+        let needed = self.plan.ingress.is_some() && !self.plan.published.is_empty();
+        if let Some(change) = &delta.ingress {
+            // Another ingress network has another sandbox under the same name.
+            for place in [Place::Ingress, Place::Node] {
+                self.close(&place);
+            }
+            if change.is_none() {
+                return;
+            }
+        }
+        if self.ingress.is_some() {
+            if !delta.published.is_empty() {
+                self.attempt(&Place::Ingress, now, |plane, _| match &mut plane.ingress {
+                    Some(table) => table.change(&delta.published),
+                    None => Ok(()),
+                });
+            }
+        } else if needed {
+            self.attempt(&Place::Ingress, now, Self::sync);
+        }
+        if self.node.is_some() {
+            if !delta.published.is_empty() {
+                self.attempt(&Place::Node, now, |plane, _| match &mut plane.node {
+                    Some(table) => table.change(&delta.published),
+                    None => Ok(()),
+                });
+            }
+        } else if needed {
+            self.attempt(&Place::Node, now, Self::sync);
+        }
+    }
+
+    fn apply_sandbox(&mut self, task: &TaskId, planned: bool, now: Instant) {
+        let place = Place::Task(task.clone());
+        let wanted = if planned { self.plan.sandboxes.get(task).cloned() } else { None };
+        let Some(wanted) = wanted else {
+            self.close(&place);
+            return;
+        };
+        if self.tasks.get(task).is_some_and(|t| t.plan().sandbox != wanted.sandbox) {
+            self.close(&place);
+        }
+        let node = std::mem::take(&mut self.plan);
+        self.attempt(&place, now, |plane, place| match plane.task(place) {
+            Some(table) => table.change(&wanted, &node),
+            None => plane.open_task(task, &node),
+        });
+        self.plan = node;
+    }
+
+    fn task(&mut self, place: &Place) -> Option<&mut TaskTable> {
+        match place {
+            Place::Task(id) => self.tasks.get_mut(id),
+            Place::Node | Place::Ingress => None,
+        }
+    }
+
+    /// Runs one piece of work on one place and keeps the outcome. After a failure the mirror is not to be trusted: the
+    /// place is closed, and its next attempt starts from what the kernel holds.
+    fn attempt(&mut self, place: &Place, now: Instant, work: impl FnOnce(&mut Self, &Place) -> Result<(), PlaneError>) {
+        let before = self.records.remove(place);
+        let healed = before.as_ref().map_or(0, |r| r.healed);
+        match work(self, place) {
+            Ok(()) => {
+                let since = before.filter(|r| r.pending.is_none()).map_or(now, |r| r.since);
+                self.records.insert(place.clone(), Record { pending: None, since, healed });
+                self.watch(place);
+            }
+            Err(error) => {
+                self.drop_table(place);
+                let again = before.and_then(|r| r.pending.map(|p| (p.pause, r.since)));
+                let (pause, since) = again.map_or((FIRST_RETRY, now), |(pause, since)| ((pause * 2).min(LAST_RETRY), since));
+                if pause == FIRST_RETRY {
+                    tracing::debug!(place = %self.name(place), %error, "not applied, will be tried again");
+                } else {
+                    tracing::warn!(place = %self.name(place), %error, "still not applied");
+                }
+                self.errors += 1;
+                let pending = Some(Pending { error, retry: now + pause, pause });
+                self.records.insert(place.clone(), Record { pending, since, healed });
+            }
+        }
+    }
+
+    /// Opens a place, or reads an open one back, and mends what differs from the plan.
+    fn sync(&mut self, place: &Place) -> Result<(), PlaneError> {
+        let plan = std::mem::take(&mut self.plan);
+        let outcome = self.sync_to(place, &plan);
+        self.plan = plan;
+        outcome
+    }
+
+    fn sync_to(&mut self, place: &Place, plan: &NodePlan) -> Result<(), PlaneError> {
+        match place {
+            Place::Ingress => {
+                let Some(network) = &plan.ingress else { return Ok(()) };
+                match &mut self.ingress {
+                    Some(table) => table.sync(plan, network)?,
+                    None => {
+                        let path = self.config.netns_dir.join(INGRESS_SANDBOX);
+                        self.ingress = Some(IngressTable::open(&*self.kernel, &path, plan, network)?);
+                    }
+                }
+            }
+            Place::Node => {
+                if plan.ingress.is_none() {
+                    return Ok(());
+                }
+                let facts = self.ingress.as_ref().map(|i| i.facts().clone()).ok_or(PlaneError::WaitsForIngress)?;
+                match &mut self.node {
+                    Some(table) => table.sync(plan, &facts, self.config.node_address)?,
+                    None => self.node = Some(NodeTable::open(&*self.kernel, plan, &facts, self.config.node_address)?),
+                }
+            }
+            Place::Task(id) => match self.tasks.get_mut(id) {
+                Some(table) => table.sync(plan)?,
+                None => self.open_task(id, plan)?,
+            },
+        }
+        Ok(())
+    }
+
+    fn open_task(&mut self, id: &TaskId, plan: &NodePlan) -> Result<(), PlaneError> {
+        if let Some(sandbox) = plan.sandboxes.get(id) {
+            let path = self.config.netns_dir.join(&sandbox.sandbox);
+            let table = TaskTable::open(&*self.kernel, &path, sandbox, plan)?;
+            self.tasks.insert(id.clone(), table);
+        }
+        Ok(())
+    }
+
+    /// Forgets a place that is no longer planned. What it holds in the kernel goes with its namespace.
+    fn close(&mut self, place: &Place) {
+        self.drop_table(place);
+        self.records.remove(place);
+    }
+
+    fn drop_table(&mut self, place: &Place) {
+        self.watched.retain(|_, p| p != place);
+        let table = match place {
+            Place::Ingress => self.ingress.take().map(|t| t.table),
+            Place::Node => self.node.take().map(|t| t.table),
+            Place::Task(id) => self.tasks.remove(id).map(|t| t.table),
+        };
+        // Closing its sockets takes them out of the watch, and lets the namespace go.
+        if let Some(table) = table {
+            self.closed.commits += table.counts.commits;
+            self.closed.operations += table.counts.operations;
+        }
+    }
+
+    /// Retries what is due and ends drains that are over. Returns when to call again.
+    pub fn run_due(&mut self, now: Instant) -> Option<Instant> {
+        let due: Vec<Place> =
+            self.records.iter().filter(|(_, r)| r.pending.as_ref().is_some_and(|p| p.retry <= now)).map(|(p, _)| p.clone()).collect();
+        for place in due {
+            self.attempt(&place, now, Self::sync);
+        }
+        let cuts = self.flows.due(now);
+        self.cut(&cuts);
+        let retries = self.records.values().filter_map(|r| r.pending.as_ref().map(|p| p.retry));
+        retries.chain(self.flows.next()).min()
+    }
+
+    fn cut(&mut self, cuts: &[flows::Cut]) {
+        for cut in cuts {
+            match &cut.at {
+                flows::At::Vip(network, vip) => {
+                    for table in self.tasks.values_mut().filter(|t| t.plan().networks.contains(network)) {
+                        table.forget_backend(*vip, cut.backend, cut.protocol);
+                    }
+                }
+                flows::At::Port(key) => {
+                    if let Some(table) = &mut self.ingress {
+                        table.forget_backend(*key, cut.backend);
+                    }
+                }
+            }
+        }
+    }
+
+    fn watch(&mut self, place: &Place) {
+        if self.watched.values().any(|p| p == place) {
+            return;
+        }
+        let number = self.next_watch;
+        let (Some(watch), Some(monitor)) = (&self.watch, monitor_of(&self.node, &self.ingress, &self.tasks, place)) else { return };
+        match watch.add(monitor.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, number)) {
+            Ok(()) => {
+                self.watched.insert(number, place.clone());
+                self.next_watch += 1;
+            }
+            Err(error) => tracing::warn!(place = %self.name(place), %error, "foreign changes are noticed by the audit only"),
+        }
+    }
+
+    /// Readable when somebody changed nftables in one of the places.
+    pub fn events(&self) -> Option<BorrowedFd<'_>> {
+        self.watch.as_ref().map(|w| w.0.as_fd())
+    }
+
+    /// Looks at what changed and undoes what others did to our tables.
+    pub fn check_events(&mut self, now: Instant) {
+        let Some(watch) = &self.watch else { return };
+        let mut ready = [EpollEvent::empty(); 64];
+        let Ok(count) = watch.wait(&mut ready, 0u8) else { return };
+        let places: Vec<Place> = ready.iter().take(count).filter_map(|e| self.watched.get(&e.data()).cloned()).collect();
+        for place in places {
+            let harm = self.harm(&place);
+            if harm == Harm::None {
+                continue;
+            }
+            let mended = self.work();
+            self.attempt(&place, now, |plane, place| match (place, harm) {
+                (Place::Node, Harm::Docker) => {
+                    let facts = plane.ingress.as_ref().map(|i| i.facts().clone()).unwrap_or_default();
+                    plane.node.as_mut().map_or(Ok(()), |node| node.ensure_forwarding(&facts))
+                }
+                _ => plane.sync(place),
+            });
+            if self.work() != mended {
+                self.healed += 1;
+                if let Some(record) = self.records.get_mut(&place) {
+                    record.healed += 1;
+                }
+                tracing::warn!(place = %self.name(&place), "another program changed our rules; they are back");
+            }
+        }
+    }
+
+    fn harm(&mut self, place: &Place) -> Harm {
+        let table = match place {
+            Place::Ingress => self.ingress.as_mut().map(|t| &mut t.table),
+            Place::Node => self.node.as_mut().map(|t| &mut t.table),
+            Place::Task(id) => self.tasks.get_mut(id).map(|t| &mut t.table),
+        };
+        table.map_or(Harm::None, table::Table::harm)
+    }
+
+    /// Reads every place back and mends what differs.
+    pub fn audit(&mut self, now: Instant) {
+        let places: Vec<Place> = self.records.iter().filter(|(_, r)| r.pending.is_none()).map(|(p, _)| p.clone()).collect();
+        for place in places {
+            let before = self.work();
+            self.attempt(&place, now, |plane, place| {
+                plane.sync(place)?;
+                if plane.work() != before {
+                    tracing::warn!(place = %plane.name(place), "the audit found differences and mended them");
+                    plane.healed += 1;
+                }
+                match place {
+                    Place::Ingress => plane.ingress.as_mut().map_or(Ok(()), IngressTable::tidy)?,
+                    Place::Task(id) => plane.tasks.get_mut(id).map_or(Ok(()), TaskTable::tidy)?,
+                    Place::Node => {}
+                }
+                Ok(())
+            });
+        }
+    }
+
+    fn work(&self) -> u64 {
+        self.tables().map(|t| t.counts.commits).sum::<u64>() + self.closed.commits
+    }
+
+    fn tables(&self) -> impl Iterator<Item = &table::Table> {
+        let single = self.ingress.iter().map(|t| &t.table).chain(self.node.iter().map(|t| &t.table));
+        single.chain(self.tasks.values().map(|t| &t.table))
+    }
+
+    /// Whether all that is planned is in the kernel.
+    pub fn is_settled(&self) -> bool {
+        self.records.values().all(|r| r.pending.is_none())
+    }
+
+    pub fn status(&self, now: Instant) -> PlaneStatus {
+        PlaneStatus {
+            places: self.records.iter().map(|(place, record)| self.place_status(place, record, now)).collect(),
+            problems: self.problems.values().cloned().collect(),
+            host: self.node.as_ref().map(|n| n.facts().clone()),
+            commits: self.work(),
+            operations: self.tables().map(|t| t.counts.operations).sum::<u64>() + self.closed.operations,
+            errors: self.errors,
+            healed: self.healed,
+        }
+    }
+
+    fn place_status(&self, place: &Place, record: &Record, now: Instant) -> PlaceStatus {
+        let path = match place {
+            Place::Ingress => self.config.netns_dir.join(INGRESS_SANDBOX),
+            Place::Node => PathBuf::from("/proc/self/ns/net"),
+            Place::Task(id) => self.plan.sandboxes.get(id).map(|s| self.config.netns_dir.join(&s.sandbox)).unwrap_or_default(),
+        };
+        PlaceStatus {
+            place: self.name(place),
+            path,
+            state: if record.pending.is_some() { PlaceState::Pending } else { PlaceState::Applied },
+            error: record.pending.as_ref().map(|p| p.error.to_string()).unwrap_or_default(),
+            since_seconds: now.saturating_duration_since(record.since).as_secs(),
+            fronts: match place {
+                Place::Ingress => self.ingress.as_ref().map_or(0, IngressTable::fronts),
+                Place::Node => self.plan.published.len(),
+                Place::Task(id) => self.tasks.get(id).map_or(0, TaskTable::fronts),
+            },
+            healed: record.healed,
+        }
+    }
+
+    fn name(&self, place: &Place) -> String {
+        match place {
+            Place::Ingress => "ingress".to_owned(),
+            Place::Node => "node".to_owned(),
+            Place::Task(id) => format!("task {}", self.plan.sandboxes.get(id).map_or(id.as_str(), |s| &s.name)),
+        }
+    }
+
+    /// What this plane cannot do for a service, it says.
+    fn note_problems(&mut self, delta: &PlanDelta) {
+        let vips = delta.vips.values().flat_map(|v| v.values().flatten()).map(|s| (&s.service, &s.name, &s.policy));
+        let ports = delta.published.values().flatten().map(|p| (&p.service, &p.name, &p.policy));
+        for (service, name, policy) in vips.chain(ports) {
+            match unsupported(policy) {
+                Some(message) => {
+                    self.problems.insert(service.clone(), Problem::new(format!("service {name}"), "swarmesh.scheduler", message));
+                }
+                None => {
+                    self.problems.remove(service);
+                }
+            }
+        }
+        let gone = delta.vips.values().any(|v| v.values().any(Option::is_none)) || delta.published.values().any(Option::is_none);
+        if gone && !self.problems.is_empty() {
+            let vips = self.plan.networks.values().flat_map(|v| v.values().map(|s| s.service.clone()));
+            let served: BTreeSet<ServiceId> = vips.chain(self.plan.published.values().map(|p| p.service.clone())).collect();
+            self.problems.retain(|service, _| served.contains(service));
+        }
+    }
+}
+
+fn unsupported(policy: &Policy) -> Option<String> {
+    let what = match policy.scheduler {
+        Scheduler::LeastConnections => "lc (least connections)",
+        Scheduler::Maglev => "maglev",
+        Scheduler::RoundRobin | Scheduler::Random | Scheduler::SourceHash => return None,
+    };
+    Some(format!("the nft plane cannot do {what}; rr is used. It can do rr, random and sh"))
+}
+
+fn monitor_of<'a>(
+    node: &'a Option<NodeTable>,
+    ingress: &'a Option<IngressTable>,
+    tasks: &'a BTreeMap<TaskId, TaskTable>,
+    place: &Place,
+) -> Option<&'a NftMonitor> {
+    match place {
+        Place::Ingress => Some(&ingress.as_ref()?.table.monitor),
+        Place::Node => Some(&node.as_ref()?.table.monitor),
+        Place::Task(id) => Some(&tasks.get(id)?.table.monitor),
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ingress => f.write_str("ingress"),
+            Self::Node => f.write_str("node"),
+            Self::Task(id) => write!(f, "task {id}"),
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The node's own namespace: published ports on its addresses, handed to the ingress sandbox.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    hash::{DefaultHasher, Hash, Hasher},
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
+
+use ipnet::{IpNet, Ipv4Net};
+use swarmesh_kernel::{Family, FlowFilter, Interface, Kernel, NftOp};
+use swarmesh_model::Protocol;
+use swarmesh_plan::{NodePlan, PortKey, PublishedPort};
+
+use super::{
+    HostFacts,
+    ingress::IngressFacts,
+    mirror::SetMirror,
+    table::{Table, UDP},
+};
+use crate::{
+    PlaneError,
+    balancer::port_key,
+    layout::{NodeParameters, TABLE, inet, node_skeleton},
+};
+
+#[derive(Debug)]
+pub(crate) struct NodeTable {
+    pub(crate) table: Table,
+    facts: HostFacts,
+    published: SetMirror,
+    bound: SetMirror,
+    /// Ports that listen on few addresses, with those; and the marker chain that says which of them are loaded.
+    bindings: BTreeMap<PortKey, Vec<IpNet>>,
+    bindings_marker: String,
+}
+
+impl NodeTable {
+    pub(crate) fn open(kernel: &dyn Kernel, node: &NodePlan, ingress: &IngressFacts, address: Option<IpAddr>) -> Result<Self, PlaneError> {
+        let table = Table::open(kernel, None)?;
+        let mut this = Self {
+            table,
+            facts: HostFacts::default(),
+            published: SetMirror::new(inet("published")),
+            bound: SetMirror::new(inet("bound")),
+            bindings: BTreeMap::new(),
+            bindings_marker: String::new(),
+        };
+        this.sync(node, ingress, address)?;
+        Ok(this)
+    }
+
+    pub(crate) fn facts(&self) -> &HostFacts {
+        &self.facts
+    }
+
+    /// Reads the kernel and mends what differs from the plan.
+    pub(crate) fn sync(&mut self, node: &NodePlan, ingress: &IngressFacts, address: Option<IpAddr>) -> Result<(), PlaneError> {
+        let interfaces = self.table.ns.interfaces()?;
+        let bridge = find_bridge(&interfaces, ingress)?;
+        let chains = self.table.ns.chains(Family::Ip, "filter")?.unwrap_or_default();
+        let old_layout = chains.iter().any(|c| c == "DOCKER-INGRESS");
+        let parameters = NodeParameters {
+            bridge: bridge.name.clone(),
+            sandbox4: ingress.address4,
+            sandbox6: ingress.address6,
+            node4: node_address(&interfaces, address),
+            private4: private_subnets(&interfaces, address),
+            // From 29.8 on Docker's own proxy serves IPv6; before, a listener that never accepts does not.
+            refuse6: ingress.address6.is_none() && old_layout,
+        };
+        self.facts = HostFacts { bridge: bridge.name.clone(), old_layout, ipv6: ingress.address6.is_some() };
+        self.table.load(&node_skeleton(&parameters))?;
+
+        let ns = &mut self.table.ns;
+        ns.sysctl_ensure("net/ipv4/ip_forward", "1")?;
+        // 127.0.0.1 as a source leaves by the bridge, and the answer comes in by it; our guard keeps others out.
+        ns.sysctl_ensure(&format!("net/ipv4/conf/{}/route_localnet", bridge.name), "1")?;
+        if let Some(sandbox) = ingress.address4 {
+            accept_forwarded(&mut *self.table.ns, &bridge.name, sandbox)?;
+        }
+
+        let (published, bound) = (self.table.ns.elements(self.published.name())?, self.table.ns.elements(self.bound.name())?);
+        self.published.adopt(published);
+        self.bound.adopt(bound);
+        let held = self.table.ns.chains(Family::Inet, TABLE)?.unwrap_or_default();
+        self.bindings_marker = held.into_iter().find(|c| c.starts_with(BINDINGS)).unwrap_or_default();
+
+        self.bindings =
+            node.published.iter().filter(|(_, p)| !p.policy.bind.is_empty()).map(|(k, p)| (*k, p.policy.bind.clone())).collect();
+        self.load_bindings()?;
+        let mut ops = Vec::new();
+        let (everywhere, few): (Vec<_>, Vec<_>) = node.published.iter().partition(|(_, p)| p.policy.bind.is_empty());
+        self.published.replace(everywhere.into_iter().map(|(k, _)| (port_key(*k).to_vec(), None)).collect(), &mut ops);
+        self.bound.replace(few.into_iter().map(|(k, _)| (port_key(*k).to_vec(), None)).collect(), &mut ops);
+        self.table.commit(&ops)?;
+        Ok(())
+    }
+
+    pub(crate) fn change(&mut self, changes: &BTreeMap<PortKey, Option<Arc<PublishedPort>>>) -> Result<(), PlaneError> {
+        let mut ops: Vec<NftOp> = Vec::new();
+        let mut new_udp = Vec::new();
+        let mut bindings_changed = false;
+        for (key, port) in changes {
+            let bind = port.as_ref().map(|p| p.policy.bind.as_slice());
+            let everywhere = bind.is_some_and(<[IpNet]>::is_empty);
+            let few = bind.is_some_and(|b| !b.is_empty());
+            let before = self.bindings.get(key).cloned();
+            match bind.filter(|b| !b.is_empty()) {
+                Some(addresses) => self.bindings.insert(*key, addresses.to_vec()),
+                None => self.bindings.remove(key),
+            };
+            bindings_changed |= before.as_ref() != self.bindings.get(key);
+            let opened = self.published.set(port_key(*key).to_vec(), everywhere.then_some(None), &mut ops);
+            let opened_few = self.bound.set(port_key(*key).to_vec(), few.then_some(None), &mut ops);
+            if key.0 == Protocol::Udp && (opened || opened_few) && port.is_some() {
+                new_udp.push(key.1);
+            }
+        }
+        // Narrowing closes first, widening opens last: in between, less is open and never more.
+        if bindings_changed {
+            self.load_bindings()?;
+        }
+        self.table.commit(&ops)?;
+        for port in new_udp {
+            self.table.forget(&FlowFilter { protocol: Some(UDP), original_destination_port: Some(port), ..FlowFilter::default() });
+        }
+        Ok(())
+    }
+
+    /// Ranges of addresses are few and rarely change: they are loaded whole, as text, in one transaction.
+    fn load_bindings(&mut self) -> Result<(), PlaneError> {
+        let mut hasher = DefaultHasher::new();
+        self.bindings.hash(&mut hasher);
+        let marker = format!("{BINDINGS}{:016x}", hasher.finish());
+        if marker == self.bindings_marker || (self.bindings.is_empty() && self.bindings_marker.is_empty()) {
+            return Ok(());
+        }
+        let mut script = format!("flush set inet {TABLE} bound4\nflush set inet {TABLE} bound6\n");
+        if !self.bindings_marker.is_empty() {
+            let _ = writeln!(script, "delete chain inet {TABLE} {}", self.bindings_marker);
+        }
+        let _ = writeln!(script, "add chain inet {TABLE} {marker}");
+        for ((protocol, port), nets) in &self.bindings {
+            let aggregated = IpNet::aggregate(&nets.clone());
+            for net in aggregated {
+                let set = if matches!(net, IpNet::V4(_)) { "bound4" } else { "bound6" };
+                let _ = writeln!(script, "add element inet {TABLE} {set} {{ {protocol} . {port} . {net} }}");
+            }
+        }
+        self.table.load_script(&script)?;
+        self.bindings_marker = marker;
+        Ok(())
+    }
+
+    /// Puts Docker's user chain right again if somebody emptied it.
+    pub(crate) fn ensure_forwarding(&mut self, ingress: &IngressFacts) -> Result<(), PlaneError> {
+        if let Some(sandbox) = ingress.address4 {
+            let bridge = self.facts.bridge.clone();
+            accept_forwarded(&mut *self.table.ns, &bridge, sandbox)?;
+        }
+        Ok(())
+    }
+}
+
+const BINDINGS: &str = "bindings_";
+
+/// Docker's FORWARD policy is to drop, which an accept in a table of ours cannot override; `DOCKER-USER` is the place
+/// that Docker leaves to others. Only what came through a published port is let through.
+fn accept_forwarded(ns: &mut dyn swarmesh_kernel::Namespace, bridge: &str, sandbox: Ipv4Addr) -> Result<(), PlaneError> {
+    let sandbox = sandbox.to_string();
+    for rule in forward_rules(bridge, &sandbox) {
+        // No such chain: no Docker that would drop what we forward.
+        ns.ensure_forward_rule(&rule)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn forward_rules<'a>(bridge: &'a str, sandbox: &'a str) -> [Vec<&'a str>; 2] {
+    [
+        vec![
+            "-o",
+            bridge,
+            "-d",
+            sandbox,
+            "-m",
+            "conntrack",
+            "--ctstatus",
+            "DNAT",
+            "-m",
+            "comment",
+            "--comment",
+            "swarmesh",
+            "-j",
+            "ACCEPT",
+        ],
+        vec![
+            "-i",
+            bridge,
+            "-s",
+            sandbox,
+            "-m",
+            "conntrack",
+            "--ctstate",
+            "ESTABLISHED,RELATED",
+            "--ctdir",
+            "REPLY",
+            "-m",
+            "comment",
+            "--comment",
+            "swarmesh",
+            "-j",
+            "ACCEPT",
+        ],
+    ]
+}
+
+fn find_bridge<'a>(interfaces: &'a [Interface], ingress: &IngressFacts) -> Result<&'a Interface, PlaneError> {
+    let gateway = ingress.gateway.ok_or(PlaneError::WaitsForIngress)?;
+    interfaces.iter().find(|i| i.addresses.iter().any(|a| a.addr() == gateway)).ok_or(PlaneError::NoBridge { gateway })
+}
+
+/// The address that other nodes know this one by, if it is really here.
+fn node_address(interfaces: &[Interface], address: Option<IpAddr>) -> Option<Ipv4Addr> {
+    let Some(IpAddr::V4(address)) = address else { return None };
+    interfaces.iter().any(|i| i.addresses.iter().any(|a| a.addr() == IpAddr::V4(address))).then_some(address)
+}
+
+/// Subnets of bridges that this node has to itself, as Docker makes them: the same ones exist on every node, so their
+/// addresses tell nobody who a client is.
+fn private_subnets(interfaces: &[Interface], node: Option<IpAddr>) -> Vec<Ipv4Net> {
+    let bridges = interfaces.iter().filter(|i| i.kind.as_deref() == Some("bridge"));
+    let nets: BTreeSet<Ipv4Net> = bridges
+        .flat_map(|i| &i.addresses)
+        .filter(|net| !node.is_some_and(|n| net.contains(&n)))
+        .filter_map(|net| if let IpNet::V4(net) = net { Some(net.trunc()) } else { None })
+        .collect();
+    nets.into_iter().collect()
+}

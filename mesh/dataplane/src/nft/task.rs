@@ -1,0 +1,246 @@
+//! A task's namespace: VIPs become backends before the packet leaves, published ports become the task's own.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use swarmesh_kernel::{Family, FlowFilter, Interface, Kernel, KernelError, NftOp};
+use swarmesh_model::Protocol;
+use swarmesh_plan::{Ingress, NodePlan, PortKey, SandboxPlan, VipChanges};
+
+use super::{
+    mirror::SetMirror,
+    table::{Table, UDP, loosen_reverse_path},
+};
+use crate::{
+    PlaneError,
+    balancer::{Balancer, Front, FrontState, octets, port_key},
+    layout::{
+        MARK, MARK_MASK, RETURN_MAC, RETURN_PRIORITY, RETURN_TABLE, RETURN_VIA4, RETURN_VIA6, TABLE, TaskParameters, fits_in_mark, inet,
+        task_skeleton, way_back_rule,
+    },
+};
+
+/// More new VIPs than this at once are not searched for flows one by one.
+const MOST_SEARCHES: usize = 64;
+
+#[derive(Debug)]
+pub(crate) struct TaskTable {
+    pub(crate) table: Table,
+    plan: Arc<SandboxPlan>,
+    vips4: Balancer,
+    vips6: Balancer,
+    arrival: Option<Arrival>,
+}
+
+/// How published ports are delivered inside the task.
+#[derive(Debug)]
+struct Arrival {
+    /// Where TCP and SCTP go: the ingress address that they were sent to.
+    own4: Option<IpAddr>,
+    own6: Option<IpAddr>,
+    /// Where UDP goes: the address that a socket bound to all of them answers from, or its answer would match no flow.
+    answers4: Option<IpAddr>,
+    answers6: Option<IpAddr>,
+    ports4: SetMirror,
+    ports6: SetMirror,
+}
+
+impl TaskTable {
+    /// Opens the namespace and brings it to the plan, whatever it held. Writes nothing if it holds that already.
+    pub(crate) fn open(kernel: &dyn Kernel, path: &Path, plan: &Arc<SandboxPlan>, node: &NodePlan) -> Result<Self, PlaneError> {
+        let table = Table::open(kernel, Some(path))?;
+        let mut this = Self { table, plan: Arc::clone(plan), vips4: Balancer::vips(false), vips6: Balancer::vips(true), arrival: None };
+        this.sync(node)?;
+        Ok(this)
+    }
+
+    /// Reads the kernel and mends what differs from the plan.
+    pub(crate) fn sync(&mut self, node: &NodePlan) -> Result<(), PlaneError> {
+        let interfaces = self.table.ns.interfaces()?;
+        let leg = self.plan.ingress.as_ref().map(|ingress| find_leg(&interfaces, &ingress.addresses)).transpose()?;
+        self.table.load(&task_skeleton(&TaskParameters { ingress_leg: leg.map(|l| l.name.clone()) }))?;
+        let mut ops = Vec::new();
+        ops.extend(self.table.adopt(&mut self.vips4)?);
+        ops.extend(self.table.adopt(&mut self.vips6)?);
+        self.arrival = match (leg, &node.ingress) {
+            (Some(leg), Some(ingress)) => {
+                let leg = leg.clone();
+                Some(self.prepare_arrival(&leg, ingress, &interfaces, &mut ops)?)
+            }
+            _ => None,
+        };
+        self.diff_all(node, &mut ops);
+        self.table.commit(&ops)?;
+        Ok(())
+    }
+
+    fn prepare_arrival(
+        &mut self,
+        leg: &Interface,
+        ingress: &Ingress,
+        interfaces: &[Interface],
+        ops: &mut Vec<NftOp>,
+    ) -> Result<Arrival, PlaneError> {
+        let ns = &mut self.table.ns;
+        if let Some(subnet) = ingress.subnets.iter().find(|s| matches!(s, IpNet::V4(_)) && !fits_in_mark(s)) {
+            return Err(PlaneError::SubnetTooWide { subnet: *subnet });
+        }
+        // Clients are reached by another interface as far as the main table knows.
+        loosen_reverse_path(&mut **ns, &leg.name)?;
+        for v6 in [false, true] {
+            if !leg.addresses.iter().any(|a| matches!(a, IpNet::V6(_)) == v6) || (v6 && !has_global6(leg)) {
+                continue;
+            }
+            let via = if v6 { IpAddr::from(RETURN_VIA6) } else { IpAddr::from(RETURN_VIA4) };
+            ns.ensure_neighbour(leg.index, via, RETURN_MAC)?;
+            ns.ensure_default_route(v6, RETURN_TABLE, leg.index, via)?;
+            ns.ensure_rule_fwmark(v6, MARK, MARK_MASK, RETURN_TABLE, RETURN_PRIORITY)?;
+        }
+        if let Some(subnet) = ingress.subnets.iter().find_map(|s| if let IpNet::V4(net) = s { Some(*net) } else { None })
+            && !ns.has_rules(Family::Netdev, TABLE, "way_back")?
+        {
+            ops.push(way_back_rule(subnet));
+        }
+        let mut arrival = Arrival {
+            own4: own_address(leg, &self.plan, false),
+            own6: own_address(leg, &self.plan, true),
+            answers4: preferred_address(ns.default_route(false)?, interfaces, false),
+            answers6: preferred_address(ns.default_route(true)?, interfaces, true),
+            ports4: SetMirror::new(inet("port4")),
+            ports6: SetMirror::new(inet("port6")),
+        };
+        for ports in [&mut arrival.ports4, &mut arrival.ports6] {
+            let held = ns.elements(ports.name())?;
+            ports.adopt(held);
+        }
+        Ok(arrival)
+    }
+
+    /// Takes a changed plan of the sandbox itself: other networks, other ports.
+    pub(crate) fn change(&mut self, plan: &Arc<SandboxPlan>, node: &NodePlan) -> Result<(), PlaneError> {
+        let same_legs = self.plan.ingress.as_ref().map(|i| &i.addresses) == plan.ingress.as_ref().map(|i| &i.addresses);
+        self.plan = Arc::clone(plan);
+        if !same_legs {
+            return self.sync(node);
+        }
+        let mut ops = Vec::new();
+        self.diff_all(node, &mut ops);
+        self.table.commit(&ops)?;
+        Ok(())
+    }
+
+    fn diff_all(&mut self, node: &NodePlan, ops: &mut Vec<NftOp>) {
+        let mut wanted = HashSet::new();
+        let plan = Arc::clone(&self.plan);
+        for vips in plan.networks.iter().filter_map(|n| node.networks.get(n)) {
+            for (vip, service) in vips {
+                wanted.insert(Front::Vip(*vip));
+                let state = FrontState::new(&service.policy, service.targets().collect());
+                self.balancer(*vip).set(Front::Vip(*vip), Some(&state), ops);
+            }
+        }
+        for balancer in [&mut self.vips4, &mut self.vips6] {
+            let gone: Vec<Front> = balancer.fronts().filter(|f| !wanted.contains(f)).collect();
+            for front in gone {
+                balancer.set(front, None, ops);
+            }
+        }
+        if let (Some(arrival), Some(ingress)) = (&mut self.arrival, &self.plan.ingress) {
+            arrival.ports4.replace(arrivals(&ingress.published, arrival.own4, arrival.answers4), ops);
+            arrival.ports6.replace(arrivals(&ingress.published, arrival.own6, arrival.answers6), ops);
+        }
+    }
+
+    /// Takes changed VIPs of one of its networks.
+    pub(crate) fn change_vips(&mut self, changes: &VipChanges) -> Result<(), PlaneError> {
+        let mut ops = Vec::new();
+        let mut new = Vec::new();
+        for (vip, service) in changes {
+            let front = Front::Vip(*vip);
+            let state = service.as_ref().map(|s| FrontState::new(&s.policy, s.targets().collect()));
+            let balancer = self.balancer(*vip);
+            if state.is_some() && balancer.targets(front).is_none() {
+                new.push(*vip);
+            }
+            balancer.set(front, state.as_ref(), &mut ops);
+        }
+        self.table.commit(&ops)?;
+        // UDP that was sent before the VIP was known has a flow that goes nowhere, and would go there for good.
+        if new.len() <= MOST_SEARCHES && self.table.has_flows() {
+            for vip in new {
+                self.table.forget(&FlowFilter { protocol: Some(UDP), original_destination: Some(vip), ..FlowFilter::default() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts flows to a backend: those of `protocol`, or all.
+    pub(crate) fn forget_backend(&mut self, vip: IpAddr, backend: IpAddr, protocol: Option<u8>) {
+        let filter = FlowFilter { protocol, original_destination: Some(vip), reply_source: Some(backend), ..FlowFilter::default() };
+        self.table.forget(&filter);
+    }
+
+    pub(crate) fn plan(&self) -> &Arc<SandboxPlan> {
+        &self.plan
+    }
+
+    pub(crate) fn fronts(&self) -> usize {
+        self.vips4.len() + self.vips6.len()
+    }
+
+    pub(crate) fn tidy(&mut self) -> Result<(), KernelError> {
+        let mut ops = Vec::new();
+        self.vips4.tidy(&mut ops);
+        self.vips6.tidy(&mut ops);
+        self.table.commit(&ops)
+    }
+
+    fn balancer(&mut self, vip: IpAddr) -> &mut Balancer {
+        if vip.is_ipv6() { &mut self.vips6 } else { &mut self.vips4 }
+    }
+}
+
+fn find_leg<'a>(interfaces: &'a [Interface], addresses: &[IpAddr]) -> Result<&'a Interface, PlaneError> {
+    interfaces
+        .iter()
+        .find(|i| i.addresses.iter().any(|net| addresses.contains(&net.addr())))
+        .ok_or_else(|| PlaneError::NoTaskLeg { addresses: addresses.to_vec() })
+}
+
+fn has_global6(leg: &Interface) -> bool {
+    leg.addresses.iter().any(|net| matches!(net, IpNet::V6(n) if !n.addr().is_unicast_link_local()))
+}
+
+fn own_address(leg: &Interface, plan: &SandboxPlan, v6: bool) -> Option<IpAddr> {
+    let planned = &plan.ingress.as_ref()?.addresses;
+    leg.addresses.iter().map(IpNet::addr).find(|a| a.is_ipv6() == v6 && planned.contains(a))
+}
+
+fn preferred_address(route: Option<swarmesh_kernel::DefaultRoute>, interfaces: &[Interface], v6: bool) -> Option<IpAddr> {
+    let index = route?.index;
+    let leg = interfaces.iter().find(|i| i.index == index)?;
+    leg.addresses.iter().map(IpNet::addr).find(|a| a.is_ipv6() == v6 && !matches!(a, IpAddr::V6(a) if a.is_unicast_link_local()))
+}
+
+fn arrivals(
+    published: &std::collections::BTreeMap<PortKey, u16>,
+    own: Option<IpAddr>,
+    answers: Option<IpAddr>,
+) -> HashMap<Vec<u8>, Option<Vec<u8>>> {
+    let Some(own) = own else { return HashMap::new() };
+    published
+        .iter()
+        .map(|(key, target)| {
+            let to = if key.0 == Protocol::Udp { answers.unwrap_or(own) } else { own };
+            let mut data = octets(to);
+            data.extend(target.to_be_bytes());
+            data.extend([0, 0]);
+            (port_key(*key).to_vec(), Some(data))
+        })
+        .collect()
+}

@@ -1,0 +1,78 @@
+//! Takes everything of ours out of the kernel. Docker's own state stays, and with it Docker's own behaviour returns.
+
+use std::{net::IpAddr, path::Path};
+
+use swarmesh_kernel::{Family, Kernel, KernelError, Namespace, NftOp};
+
+use super::{INGRESS_SANDBOX, node::forward_rules};
+use crate::layout::{MARK, MARK_MASK, RETURN_PRIORITY, RETURN_TABLE, RETURN_VIA4, RETURN_VIA6, TABLE};
+
+/// Clears the namespace that this process is in and every one below `netns_dir`. For each: its name, and whether
+/// there was anything, or why it could not be cleared. Goes on after failures.
+pub fn uninstall(kernel: &dyn Kernel, netns_dir: &Path) -> Vec<(String, Result<bool, KernelError>)> {
+    let mut outcomes = Vec::new();
+    // Our rules in Docker's user chain name the ingress sandbox, so it is asked before anything goes.
+    let sandbox = sandbox_address(kernel, netns_dir);
+    outcomes.push(("node".to_owned(), kernel.open_current().and_then(|mut ns| clear_node(&mut *ns, sandbox))));
+    let entries = match std::fs::read_dir(netns_dir) {
+        Ok(entries) => entries,
+        Err(error) => {
+            let action = format!("list the namespaces in {}", netns_dir.display());
+            outcomes.push((netns_dir.display().to_string(), Err(KernelError::Io { action, source: error })));
+            return outcomes;
+        }
+    };
+    let mut names: Vec<_> = entries.flatten().map(|e| e.file_name()).collect();
+    names.sort();
+    for name in names {
+        let outcome = match kernel.open(&netns_dir.join(&name)) {
+            Ok(mut ns) => clear(&mut *ns),
+            // Gone, or a file that never was a namespace: nothing of ours can be in it.
+            Err(KernelError::NamespaceGone { .. }) => continue,
+            Err(error) => Err(error),
+        };
+        outcomes.push((name.to_string_lossy().into_owned(), outcome));
+    }
+    outcomes
+}
+
+/// The ingress sandbox's address on the node's bridge, and that bridge's own.
+fn sandbox_address(kernel: &dyn Kernel, netns_dir: &Path) -> Option<(IpAddr, IpAddr)> {
+    let mut ns = kernel.open(&netns_dir.join(INGRESS_SANDBOX)).ok()?;
+    let route = ns.default_route(false).ok()??;
+    let interfaces = ns.interfaces().ok()?;
+    let leg = interfaces.into_iter().find(|i| i.index == route.index)?;
+    let address = leg.addresses.iter().map(|n| n.addr()).find(IpAddr::is_ipv4)?;
+    Some((address, route.gateway?))
+}
+
+fn clear_node(ns: &mut dyn Namespace, sandbox: Option<(IpAddr, IpAddr)>) -> Result<bool, KernelError> {
+    let mut changed = clear(ns)?;
+    if let Some((address, gateway)) = sandbox
+        && let Some(bridge) = ns.interfaces()?.into_iter().find(|i| i.addresses.iter().any(|a| a.addr() == gateway))
+    {
+        for rule in forward_rules(&bridge.name, &address.to_string()) {
+            changed |= ns.remove_forward_rule(&rule)?.unwrap_or(false);
+        }
+    }
+    Ok(changed)
+}
+
+fn clear(ns: &mut dyn Namespace) -> Result<bool, KernelError> {
+    let mut changed = false;
+    for family in [Family::Inet, Family::Netdev] {
+        if ns.chains(family, TABLE)?.is_some() {
+            ns.commit(&[NftOp::DeleteTable { family, table: TABLE }])?;
+            changed = true;
+        }
+    }
+    for v6 in [false, true] {
+        changed |= ns.remove_rule_fwmark(v6, MARK, MARK_MASK, RETURN_TABLE, RETURN_PRIORITY)?;
+        changed |= ns.remove_default_route(v6, RETURN_TABLE)?;
+        let via = if v6 { IpAddr::from(RETURN_VIA6) } else { IpAddr::from(RETURN_VIA4) };
+        for interface in ns.interfaces()? {
+            changed |= ns.remove_neighbour(interface.index, via)?;
+        }
+    }
+    Ok(changed)
+}

@@ -1,0 +1,230 @@
+//! What must hold for any swarm and any change of it.
+
+use std::net::IpAddr;
+
+use proptest::{collection::vec, prelude::*};
+use swarmesh_model::{
+    Delta, EndpointMode, Network, Node, NodeState, Port, Protocol, PublishMode, Service, ServiceNetwork, Snapshot, Subnet, Task,
+    TaskAddress, TaskState, VirtualIp,
+};
+use swarmesh_plan::{BackendState, NodeContext, NodePlan, PlanDelta, Planner, Takeover, plan};
+
+const NETWORKS: u8 = 3;
+
+fn networks() -> impl Strategy<Value = Vec<bool>> {
+    // Whether each network is there; network 0 is the ingress network.
+    vec(prop::bool::weighted(0.9), NETWORKS as usize)
+}
+
+#[derive(Clone, Debug)]
+struct ServiceShape {
+    number: u8,
+    dnsrr: bool,
+    vip_networks: Vec<u8>,
+    vip_host: u8,
+    ports: Vec<(bool, u8, u8, bool)>,
+    label: u8,
+}
+
+fn service() -> impl Strategy<Value = ServiceShape> {
+    (
+        0u8..6,
+        prop::bool::weighted(0.2),
+        vec(0..NETWORKS + 1, 0..3),
+        2u8..12,
+        vec((any::<bool>(), 0u8..6, 1u8..9, prop::bool::weighted(0.2)), 0..3),
+        0u8..9,
+    )
+        .prop_map(|(number, dnsrr, vip_networks, vip_host, ports, label)| ServiceShape {
+            number,
+            dnsrr,
+            vip_networks,
+            vip_host,
+            ports,
+            label,
+        })
+}
+
+#[derive(Clone, Debug)]
+struct TaskShape {
+    number: u8,
+    service: Option<u8>,
+    node: u8,
+    desired: u8,
+    state: u8,
+    networks: Vec<u8>,
+    sandbox: bool,
+    host: u8,
+}
+
+fn task() -> impl Strategy<Value = TaskShape> {
+    (0u8..24, prop::option::weighted(0.9, 0u8..6), 0u8..3, 0u8..3, 0u8..5, vec(0..NETWORKS, 0..3), any::<bool>(), 20u8..60).prop_map(
+        |(number, service, node, desired, state, networks, sandbox, host)| TaskShape {
+            number,
+            service,
+            node,
+            desired,
+            state,
+            networks,
+            sandbox,
+            host,
+        },
+    )
+}
+
+prop_compose! {
+    fn swarm()(networks in networks(), services in vec(service(), 0..6), tasks in vec(task(), 0..24), down in 0u8..4, version in 0u64..1000) -> Snapshot {
+        let mut snapshot = Snapshot { version, ..Snapshot::default() };
+        for (number, _) in networks.iter().enumerate().filter(|(_, there)| **there) {
+            snapshot.insert_network(Network {
+                id: format!("n{number}").into(), name: format!("net{number}"), driver: "overlay".into(), ingress: number == 0, internal: false,
+                attachable: false, mtu: None, labels: Default::default(),
+                subnets: vec![Subnet { subnet: format!("10.0.{number}.0/24").parse().unwrap(), gateway: None }],
+            });
+        }
+        for s in services {
+            let labels = match s.label {
+                1 => [("swarmesh.enable", "false")], 2 => [("swarmesh.enable", "true")], 3 => [("swarmesh.source", "local")],
+                4 => [("swarmesh.bind", "nonsense")], 5 => [("swarmesh.affinity", "client-ip")], 6 => [("swarmesh.drain", "3")],
+                7 => [("swarmesh.scheduler", "sh")], _ => [("other", "x")],
+            };
+            snapshot.insert_service(Service {
+                id: format!("s{}", s.number).into(), name: format!("svc{}", s.number),
+                labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+                endpoint_mode: if s.dnsrr { EndpointMode::Dnsrr } else { EndpointMode::Vip },
+                ports: s.ports.iter().map(|(udp, published, target, host)| Port {
+                    name: None, protocol: if *udp { Protocol::Udp } else { Protocol::Tcp }, target_port: u16::from(*target),
+                    published_port: Some(8000 + u16::from(*published)),
+                    publish_mode: if *host { PublishMode::Host } else { PublishMode::Ingress },
+                }).collect(),
+                // Network NETWORKS does not exist, and a host of 12 and more is another network's.
+                vips: s.vip_networks.iter().map(|n| VirtualIp { network: format!("n{n}").into(), address: IpAddr::from([10, 0, *n, s.vip_host]) }).collect(),
+                networks: s.vip_networks.iter().map(|n| ServiceNetwork { network: format!("n{n}").into(), aliases: vec![] }).collect(),
+            });
+        }
+        for t in tasks {
+            let state = |n: u8| [TaskState::Running, TaskState::Starting, TaskState::Shutdown, TaskState::Failed, TaskState::Running][usize::from(n)];
+            snapshot.insert_task(Task {
+                id: format!("t{:02}", t.number).into(), service: t.service.map(|n| format!("s{n}").into()), name: format!("task{}", t.number),
+                slot: None, node: Some(format!("node{}", t.node).into()), desired_state: state(t.desired), state: state(t.state),
+                container: None, hostname: None, sandbox: t.sandbox.then(|| format!("box{}", t.number)), healthy: None, ports: None,
+                addresses: t.networks.iter().map(|n| TaskAddress {
+                    network: format!("n{n}").into(),
+                    // Some lie outside of their network.
+                    address: IpAddr::from([10, if t.host > 57 { 99 } else { 0 }, *n, t.host]), aliases: vec![],
+                }).collect(),
+            });
+        }
+        for number in 0..3 {
+            snapshot.insert_node(Node {
+                id: format!("node{number}").into(), hostname: format!("host{number}"), address: None, role: Default::default(),
+                state: if number == down { NodeState::Down } else { NodeState::Ready }, availability: Default::default(),
+            });
+        }
+        snapshot
+    }
+}
+
+fn context() -> impl Strategy<Value = NodeContext> {
+    (0u8..4, any::<bool>(), prop::bool::weighted(0.2)).prop_map(|(node, labelled, draining)| NodeContext {
+        node: (node < 3).then(|| format!("node{node}").into()),
+        takeover: if labelled { Takeover::Labelled } else { Takeover::On },
+        draining,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// Wherever a planner came from, it ends where planning the whole snapshot ends, and its delta leads there.
+    #[test]
+    fn the_way_does_not_matter(snapshots in vec(swarm(), 1..5), context in context()) {
+        let mut planner = Planner::new(context.clone());
+        let mut applied = NodePlan::default();
+        let mut last = Snapshot::default();
+        for snapshot in snapshots {
+            let delta = planner.update(&Delta::between(&last, &snapshot));
+            let whole = plan(&snapshot, &context);
+            prop_assert_eq!(planner.plan(), &whole);
+            applied.apply(&delta);
+            prop_assert_eq!(&applied, &whole);
+            last = snapshot;
+        }
+    }
+
+    /// Nothing that did not change is in the delta.
+    #[test]
+    fn a_delta_names_what_changed_only(a in swarm(), b in swarm(), context in context()) {
+        let mut planner = Planner::new(context.clone());
+        planner.update(&Delta::between(&Snapshot::default(), &a));
+        let before = planner.plan().clone();
+        let delta = planner.update(&Delta::between(&a, &b));
+        let needed = PlanDelta::between(&before, planner.plan());
+        prop_assert_eq!(delta.sandboxes, needed.sandboxes);
+        prop_assert_eq!(delta.published, needed.published);
+        prop_assert_eq!(delta.ingress, needed.ingress);
+        prop_assert_eq!(delta.left, needed.left);
+        prop_assert_eq!(delta.vips, needed.vips);
+    }
+
+    /// The same objects in another order of arrival make the same plan.
+    #[test]
+    fn order_of_arrival_does_not_matter(snapshot in swarm(), context in context(), seed in any::<u64>()) {
+        let whole = Delta::between(&Snapshot::default(), &snapshot);
+        let mut planner = Planner::new(context.clone());
+        let mut pieces = Vec::new();
+        for (id, o) in &whole.networks { pieces.push(Delta { networks: [(id.clone(), o.clone())].into(), ..Delta::default() }); }
+        for (id, o) in &whole.services { pieces.push(Delta { services: [(id.clone(), o.clone())].into(), ..Delta::default() }); }
+        for (id, o) in &whole.tasks { pieces.push(Delta { tasks: [(id.clone(), o.clone())].into(), ..Delta::default() }); }
+        for (id, o) in &whole.nodes { pieces.push(Delta { nodes: [(id.clone(), o.clone())].into(), ..Delta::default() }); }
+        let mut state = seed | 1;
+        for i in (1..pieces.len()).rev() {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let j = (state >> 33) as usize % (i + 1);
+            pieces.swap(i, j);
+        }
+        for mut piece in pieces {
+            piece.version = snapshot.version;
+            planner.update(&piece);
+        }
+        let mut expected = plan(&snapshot, &context);
+        expected.version = planner.plan().version;
+        prop_assert_eq!(planner.plan(), &expected);
+    }
+
+    /// A change of context leads where planning for it from the start leads.
+    #[test]
+    fn a_change_of_context_is_a_delta_too(snapshot in swarm(), a in context(), b in context()) {
+        let mut planner = Planner::new(a);
+        planner.update(&Delta::between(&Snapshot::default(), &snapshot));
+        let mut applied = planner.plan().clone();
+        let delta = planner.set_context(b.clone());
+        applied.apply(&delta);
+        prop_assert_eq!(planner.plan(), &plan(&snapshot, &b));
+        prop_assert_eq!(&applied, planner.plan());
+    }
+
+    /// No packet may go to an address that is not its network's own, or to a task that does not run.
+    #[test]
+    fn backends_are_running_tasks_in_their_own_network(snapshot in swarm(), context in context()) {
+        let plan = plan(&snapshot, &context);
+        for (network, vips) in &plan.networks {
+            let subnets = &snapshot.networks[network].subnets;
+            for (vip, service) in vips {
+                prop_assert!(subnets.iter().any(|s| s.subnet.contains(vip)));
+                for backend in &service.backends {
+                    let task = &snapshot.tasks[&backend.task];
+                    prop_assert!(subnets.iter().any(|s| s.subnet.contains(&backend.address)));
+                    prop_assert_eq!(task.service.as_ref(), Some(&service.service));
+                    prop_assert_eq!(task.state, TaskState::Running);
+                    if backend.state == BackendState::Ready {
+                        prop_assert!(task.is_usable());
+                    }
+                }
+            }
+        }
+        for port in plan.published.values().filter(|p| context.draining || p.backends.is_empty()) {
+            prop_assert_eq!(port.targets().count(), 0);
+        }
+    }
+}

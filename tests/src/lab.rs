@@ -1,0 +1,376 @@
+//! The emulator as a test subject: a swarm without Docker, brought up for one test and taken down with it.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::{
+    load::{field, request},
+    netns::within,
+};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The built program: `SWARMESH_BIN`, or what cargo built beside the test.
+pub fn program() -> PathBuf {
+    if let Some(path) = std::env::var_os("SWARMESH_BIN") {
+        return path.into();
+    }
+    let test = std::env::current_exe().unwrap_or_default();
+    // target/debug/deps/<test>
+    test.parent().and_then(Path::parent).map(|dir| dir.join("swarmesh")).unwrap_or_default()
+}
+
+#[derive(Debug)]
+pub struct Lab {
+    name: String,
+    stacks: tempfile::TempDir,
+}
+
+impl Lab {
+    /// A swarm of `nodes` from the text of a stack file, all tasks running, all agents ready.
+    pub fn up(name: &str, nodes: usize, stack: &str, arguments: &[&str]) -> Result<Self> {
+        ensure!(nix::unistd::geteuid().is_root(), "the emulator makes network namespaces: run this tier as root");
+        let lab = Self { name: name.to_owned(), stacks: tempfile::tempdir()? };
+        lab.down()?;
+        let file = lab.write_stack(stack)?;
+        let nodes = nodes.to_string();
+        let mut words = vec!["up", "--nodes", &nodes, "--stack-name", "t", "--wait", "--file", &file];
+        words.extend(arguments);
+        lab.lab(&words)?;
+        Ok(lab)
+    }
+
+    fn write_stack(&self, stack: &str) -> Result<String> {
+        let file = self.stacks.path().join("stack.yml");
+        std::fs::write(&file, stack)?;
+        Ok(file.to_string_lossy().into_owned())
+    }
+
+    /// Deploys a changed stack over the present one.
+    pub fn deploy(&self, stack: &str) -> Result<()> {
+        let file = self.write_stack(stack)?;
+        self.lab(&["deploy", "--stack-name", "t", "--file", &file]).map(drop)
+    }
+
+    /// `swarmesh lab WORDS… ` for this lab.
+    pub fn lab(&self, words: &[&str]) -> Result<String> {
+        let (first, rest) = words.split_first().context("no command")?;
+        let mut command = Command::new(program());
+        command.args(["lab", first, "--name", &self.name]).args(rest).stdin(Stdio::null());
+        let output = command.output().context("cannot run swarmesh")?;
+        if !output.status.success() {
+            bail!("swarmesh lab {} ended with {}: {}", words.join(" "), output.status, String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    pub fn exec(&self, place: &str, words: &[&str]) -> Result<Output> {
+        let mut command = Command::new(program());
+        command.args(["lab", "exec", "--name", &self.name, place, "--"]).args(words).stdin(Stdio::null());
+        command.output().context("cannot run swarmesh")
+    }
+
+    /// As [`Self::exec`], for commands that must succeed; returns what they print.
+    pub fn run(&self, place: &str, words: &[&str]) -> Result<String> {
+        let output = self.exec(place, words)?;
+        if !output.status.success() {
+            bail!("{place}: {} ended with {}: {}", words.join(" "), output.status, String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The `swarmesh` program on a node, as an operator would call it.
+    pub fn swarmesh(&self, node: &str, words: &[&str]) -> Result<String> {
+        let program = program().to_string_lossy().into_owned();
+        let words: Vec<&str> = std::iter::once(program.as_str()).chain(words.iter().copied()).collect();
+        self.run(node, &words)
+    }
+
+    pub fn down(&self) -> Result<()> {
+        self.lab(&["down"]).map(drop)
+    }
+
+    /// Where a node's or client's namespace is.
+    pub fn namespace(&self, place: &str) -> PathBuf {
+        PathBuf::from(format!("/var/run/netns/swl-{}-{place}", self.name))
+    }
+
+    /// A task's namespace, found through the snapshot.
+    pub fn task_namespace(&self, task: &Value) -> PathBuf {
+        let node = self.node_name(task["node"].as_str().unwrap_or_default());
+        let sandbox = task["sandbox"].as_str().unwrap_or_default();
+        PathBuf::from(format!("/run/swarmesh-lab/{}/{node}/netns/{sandbox}", self.name))
+    }
+
+    pub fn ingress_namespace(&self, node: &str) -> PathBuf {
+        PathBuf::from(format!("/run/swarmesh-lab/{}/{node}/netns/ingress_sbox", self.name))
+    }
+
+    pub fn node_name(&self, id: &str) -> String {
+        let snapshot = self.snapshot().unwrap_or_default();
+        let nodes = snapshot["nodes"].as_array().cloned().unwrap_or_default();
+        nodes.iter().find(|n| n["id"] == id).and_then(|n| n["hostname"].as_str()).unwrap_or_default().to_owned()
+    }
+
+    pub fn snapshot(&self) -> Result<Value> {
+        let path = format!("/run/swarmesh-lab/{}/snapshot.json", self.name);
+        Ok(serde_json::from_str(&std::fs::read_to_string(&path).with_context(|| path.clone())?)?)
+    }
+
+    /// The tasks of a service as the snapshot has them, usable ones only.
+    pub fn tasks(&self, service: &str) -> Result<Vec<Value>> {
+        let all = self.all_tasks(service)?;
+        Ok(all.into_iter().filter(|t| t["state"] == "running" && t["desired_state"] == "running" && t["healthy"] != false).collect())
+    }
+
+    pub fn all_tasks(&self, service: &str) -> Result<Vec<Value>> {
+        let snapshot = self.snapshot()?;
+        let id = self.service(&snapshot, service)?["id"].clone();
+        Ok(array(&snapshot["tasks"]).into_iter().filter(|t| t["service"] == id).collect())
+    }
+
+    pub fn service(&self, snapshot: &Value, name: &str) -> Result<Value> {
+        array(&snapshot["services"]).into_iter().find(|s| s["name"] == format!("t_{name}")).with_context(|| format!("there is no service {name}"))
+    }
+
+    /// A service's VIP in a network of the stack.
+    pub fn vip(&self, service: &str, network: &str) -> Result<IpAddr> {
+        self.vip_of(service, network, false)
+    }
+
+    pub fn vip_of(&self, service: &str, network: &str, v6: bool) -> Result<IpAddr> {
+        let snapshot = self.snapshot()?;
+        let network = self.network(&snapshot, network)?;
+        let service = self.service(&snapshot, service)?;
+        let vips = array(&service["vips"]);
+        let address = vips.iter().filter(|v| v["network"] == network).filter_map(|v| v["address"].as_str()?.parse::<IpAddr>().ok());
+        address.filter(|a| a.is_ipv6() == v6).next().context("it has no VIP there")
+    }
+
+    fn network(&self, snapshot: &Value, name: &str) -> Result<Value> {
+        let networks = array(&snapshot["networks"]);
+        let named = |n: &&Value| n["name"] == name || n["name"] == format!("t_{name}");
+        Ok(networks.iter().find(named).with_context(|| format!("there is no network {name}"))?["id"].clone())
+    }
+
+    /// A task's address in a network.
+    pub fn address(&self, task: &Value, network: &str) -> Result<IpAddr> {
+        let network = self.network(&self.snapshot()?, network)?;
+        let addresses = array(&task["addresses"]);
+        let address = addresses.iter().find(|a| a["network"] == network).and_then(|a| a["address"].as_str()).context("it has no address there")?;
+        Ok(address.parse()?)
+    }
+
+    pub fn api(&self, node: &str, path: &str) -> Result<(u16, String)> {
+        let url = format!("http://127.0.0.1:9790{path}");
+        let printed = self.run(node, &["curl", "--silent", "--show-error", "--max-time", "5", "--write-out", "\n%{http_code}", &url])?;
+        let (body, code) = printed.rsplit_once('\n').context("no status code")?;
+        Ok((code.parse()?, body.to_owned()))
+    }
+
+    /// One HTTP request from `place` (a node, a client).
+    pub fn get(&self, place: &str, target: SocketAddr) -> Result<String> {
+        get_in(&self.namespace(place), target)
+    }
+
+    pub fn get_from_task(&self, task: &Value, target: SocketAddr) -> Result<String> {
+        get_in(&self.task_namespace(task), target)
+    }
+
+    /// Who answered `count` requests.
+    pub fn spread(&self, place: &str, target: SocketAddr, count: usize) -> Result<std::collections::BTreeMap<String, usize>> {
+        spread_in(&self.namespace(place), target, count)
+    }
+
+    /// Waits until every agent has applied what the swarm is now.
+    pub fn settled(&self, nodes: &[&str]) -> Result<()> {
+        let version = self.snapshot()?["version"].as_u64().unwrap_or(0);
+        for node in nodes {
+            self.wait(&format!("{node} has applied version {version}"), || {
+                let (code, _) = self.api(node, "/readyz")?;
+                let status: Value = serde_json::from_str(&self.api(node, "/v1/status")?.1)?;
+                let at = find_number(&status, "version").unwrap_or(0);
+                Ok(code == 200 && at >= version)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Polls until `done`, for 30 s at most.
+    pub fn wait(&self, what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+        let end = Instant::now() + Duration::from_secs(30);
+        loop {
+            let outcome = done();
+            if matches!(outcome, Ok(true)) {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                outcome.with_context(|| format!("waited in vain until {what}"))?;
+                bail!("waited 30 s in vain until {what}");
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// What is left of this lab on the machine.
+    pub fn residue(&self) -> Vec<String> {
+        let prefix = format!("swl-{}-", self.name);
+        let mut left: Vec<String> = std::fs::read_dir("/var/run/netns")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .filter(|n| n.starts_with(&prefix))
+            .map(|n| format!("namespace {n}"))
+            .collect();
+        let run = format!("/run/swarmesh-lab/{}", self.name);
+        if Path::new(&run).exists() {
+            left.push(format!("directory {run}"));
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        left.extend(mounts.lines().filter(|l| l.contains(&run) || l.contains(&prefix)).map(|l| format!("mount {l}")));
+        left
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let outcome = self.down();
+        let left = self.residue();
+        // A second panic would abort and hide the first.
+        if !std::thread::panicking() {
+            assert!(outcome.is_ok(), "lab down: {outcome:?}");
+            assert!(left.is_empty(), "the lab left behind: {left:#?}");
+        }
+    }
+}
+
+fn array(value: &Value) -> Vec<Value> {
+    value.as_array().cloned().unwrap_or_default()
+}
+
+fn find_number(value: &Value, key: &str) -> Option<u64> {
+    match value {
+        Value::Object(map) => map.get(key).and_then(Value::as_u64).or_else(|| map.values().find_map(|v| find_number(v, key))),
+        _ => None,
+    }
+}
+
+/// One HTTP request from the namespace at `path`.
+pub fn get_in(path: &Path, target: SocketAddr) -> Result<String> {
+    within(path, move || request(target, PATIENCE))?.with_context(|| format!("GET http://{target}/"))
+}
+
+pub fn spread_in(path: &Path, target: SocketAddr, count: usize) -> Result<std::collections::BTreeMap<String, usize>> {
+    within(path, move || {
+        let mut tasks = std::collections::BTreeMap::new();
+        for _ in 0..count {
+            let answer = request(target, PATIENCE)?;
+            *tasks.entry(field(&answer, "task").unwrap_or_default()).or_default() += 1;
+        }
+        std::io::Result::Ok(tasks)
+    })?
+    .with_context(|| format!("{count} requests to {target}"))
+}
+
+/// How a port that should not answer behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Knock {
+    Open,
+    /// At once: RST, or ICMP for UDP.
+    Refused,
+    /// Nothing comes back.
+    Silent,
+}
+
+pub fn knock_tcp(path: &Path, target: SocketAddr) -> Result<Knock> {
+    within(path, move || match TcpStream::connect_timeout(&target, Duration::from_millis(1500)) {
+        Ok(_) => Ok(Knock::Open),
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::HostUnreachable | std::io::ErrorKind::NetworkUnreachable) => {
+            Ok(Knock::Refused)
+        }
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock) => Ok(Knock::Silent),
+        Err(e) => Err(e),
+    })?
+    .with_context(|| format!("tcp {target}"))
+}
+
+/// Sends one datagram from a connected socket; what comes back, if anything does.
+pub fn ask_udp(path: &Path, target: SocketAddr, text: &str) -> Result<Result<String, Knock>> {
+    let text = text.to_owned();
+    within(path, move || ask(&udp_socket(target)?, &text))?.with_context(|| format!("udp {target}"))
+}
+
+pub fn udp_socket(target: SocketAddr) -> std::io::Result<UdpSocket> {
+    let local: SocketAddr = if target.is_ipv6() { ([0u16; 8], 0).into() } else { ([0, 0, 0, 0], 0).into() };
+    let socket = UdpSocket::bind(local)?;
+    socket.connect(target)?;
+    socket.set_read_timeout(Some(Duration::from_millis(1500)))?;
+    Ok(socket)
+}
+
+/// One question on an open socket.
+pub fn ask(socket: &UdpSocket, text: &str) -> std::io::Result<Result<String, Knock>> {
+    let mut buffer = [0; 2048];
+    let outcome = socket.send(text.as_bytes()).and_then(|_| socket.recv(&mut buffer));
+    match outcome {
+        Ok(length) => Ok(Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())),
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::ConnectionRefused) => Ok(Err(Knock::Refused)),
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock) => Ok(Err(Knock::Silent)),
+        Err(e) => Err(e),
+    }
+}
+
+/// A connection that is held open and talked on: `whoami` answers every line with itself.
+#[derive(Debug)]
+pub struct Held {
+    stream: TcpStream,
+    pub greeting: String,
+}
+
+impl Held {
+    /// Opens it in the namespace at `path`; the socket stays there.
+    pub fn open(path: &Path, target: SocketAddr) -> Result<Self> {
+        let stream = within(path, move || TcpStream::connect_timeout(&target, PATIENCE))?.with_context(|| format!("connect {target}"))?;
+        stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+        let mut held = Self { stream, greeting: String::new() };
+        held.stream.write_all(b"hello\n")?;
+        held.greeting = held.line()?;
+        held.line()?;
+        Ok(held)
+    }
+
+    /// Says something and waits for the echo.
+    pub fn talk(&mut self) -> Result<()> {
+        self.stream.write_all(b"still there?\n").context("write")?;
+        let answer = self.line()?;
+        ensure!(answer == "still there?", "unexpected answer {answer:?}");
+        Ok(())
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = Vec::new();
+        let mut byte = [0];
+        loop {
+            let count = self.stream.read(&mut byte).context("read")?;
+            ensure!(count == 1, "closed by the other side");
+            if byte[0] == b'\n' {
+                return Ok(String::from_utf8_lossy(&line).into_owned());
+            }
+            line.push(byte[0]);
+        }
+    }
+
+    /// The task that answers, from the greeting.
+    pub fn task(&self) -> &str {
+        self.greeting.split_whitespace().next().unwrap_or_default()
+    }
+}

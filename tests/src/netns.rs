@@ -1,0 +1,33 @@
+//! Doing things inside of a network namespace.
+
+use std::{fs::File, path::Path, thread};
+
+use anyhow::{Context, Result, anyhow};
+use nix::sched::{CloneFlags, setns};
+
+/// Runs `work` on a thread of its own that lives in the namespace at `path`, and waits for it.
+pub fn within<T: Send + 'static>(path: &Path, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    spawn_within(path, work)?.join().map_err(|_| anyhow!("the thread in {} panicked", path.display()))
+}
+
+/// As [`within`], without waiting. The namespace is entered before this returns.
+pub fn spawn_within<T: Send + 'static>(path: &Path, work: impl FnOnce() -> T + Send + 'static) -> Result<thread::JoinHandle<T>> {
+    let namespace = File::open(path).with_context(|| format!("cannot open the namespace {}", path.display()))?;
+    let (entered, outcome) = std::sync::mpsc::channel();
+    let handle = thread::spawn(move || {
+        let result = setns(&namespace, CloneFlags::CLONE_NEWNET);
+        let failed = result.is_err();
+        // The other end waits for just this.
+        let _ = entered.send(result);
+        if failed {
+            return None;
+        }
+        Some(work())
+    });
+    outcome.recv().context("the thread ended early")?.with_context(|| format!("cannot enter {}", path.display()))?;
+    Ok(thread::spawn(move || match handle.join() {
+        Ok(Some(value)) => value,
+        Ok(None) => unreachable!("entering was checked above"),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }))
+}

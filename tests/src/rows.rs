@@ -1,0 +1,31 @@
+//! Tables of behaviours: each row has the name that the reference gives it, runs, and is reported by name.
+#![expect(clippy::print_stderr, reason = "the table's report")]
+
+use std::time::Instant;
+
+use anyhow::Result;
+
+/// A row: its name in the reference, and the check.
+pub type Row<T> = (&'static str, fn(&T) -> Result<()>);
+
+/// Runs every row, also after failures, and panics at the end if there were any.
+///
+/// `ROWS=E31,E36` runs only rows whose names start so.
+pub fn run<T>(subject: &T, rows: &[Row<T>]) {
+    let only = std::env::var("ROWS").unwrap_or_default();
+    let wanted: Vec<&str> = only.split(',').filter(|w| !w.is_empty()).collect();
+    let mut failed = Vec::new();
+    for (name, check) in rows.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| name.starts_with(w))) {
+        let start = Instant::now();
+        let outcome = check(subject);
+        let took = start.elapsed().as_secs_f32();
+        match outcome {
+            Ok(()) => eprintln!("ok    {took:6.1} s  {name}"),
+            Err(error) => {
+                eprintln!("FAIL  {took:6.1} s  {name}: {error:#}");
+                failed.push(*name);
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{} of {} rows failed: {failed:#?}", failed.len(), rows.len());
+}

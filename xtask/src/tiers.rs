@@ -1,0 +1,64 @@
+//! The test tiers of TESTING.md, each by one word.
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+
+use crate::{
+    packages,
+    run::{build, cargo, run as execute, say},
+};
+
+// Which test binaries are which tier's. In nextest.toml these would fail every run of a single package.
+const UNIT: &str = "not (binary(real) or binary(runtime) or package(swarmesh-tests))";
+const NETNS: &str = "binary(real) or binary(runtime) or (package(swarmesh-tests) and binary(~netns))";
+const SWARM: &str = "package(swarmesh-tests) and (binary(~swarm) or binary(~dockerlab))";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Tier {
+    /// Formatting, lints, and every test that needs no privilege
+    Unit,
+    /// The emulator and the real kernel, in namespaces
+    Netns,
+    /// Three real dockerd
+    Swarm,
+}
+
+/// One tier, or all of them in the order of their cost.
+pub(crate) fn run(tier: Option<Tier>, filter: &[String]) -> Result<()> {
+    let tiers = tier.map_or_else(|| vec![Tier::Unit, Tier::Netns, Tier::Swarm], |t| vec![t]);
+    for tier in tiers {
+        say(&format!("\n== tier {tier:?} =="));
+        match tier {
+            Tier::Unit => unit(filter)?,
+            Tier::Netns => {
+                packages::ensure(&["nftables", "iptables", "iproute2", "conntrack", "curl", "procps"])?;
+                nextest("netns", NETNS, filter)?;
+            }
+            Tier::Swarm => {
+                packages::ensure(&["docker.io", "nftables", "iptables", "iproute2", "conntrack", "curl", "procps", "busybox-static"])?;
+                nextest("swarm", SWARM, filter)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+
+fn unit(filter: &[String]) -> Result<()> {
+    execute(cargo().args(["fmt", "--all", "--check"]))?;
+    execute(cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"]))?;
+    nextest("default", UNIT, filter)
+}
+
+fn nextest(profile: &str, tests: &str, filter: &[String]) -> Result<()> {
+    if profile != "default" && !nix::unistd::geteuid().is_root() {
+        bail!("tier {profile} makes network namespaces: run it as root");
+    }
+    if cargo().args(["nextest", "--version"]).output().is_ok_and(|o| !o.status.success()) {
+        execute(cargo().args(["install", "--locked", "cargo-nextest"]))?;
+    }
+    let program = build(false)?;
+    let mut command = cargo();
+    command.args(["nextest", "run", "--workspace", "--locked", "--profile", profile, "--filterset", tests]).args(filter).env("SWARMESH_BIN", program);
+    execute(&mut command)
+}
