@@ -138,7 +138,10 @@ impl Lab {
     }
 
     pub fn service(&self, snapshot: &Value, name: &str) -> Result<Value> {
-        array(&snapshot["services"]).into_iter().find(|s| s["name"] == format!("t_{name}")).with_context(|| format!("there is no service {name}"))
+        array(&snapshot["services"])
+            .into_iter()
+            .find(|s| s["name"] == format!("t_{name}"))
+            .with_context(|| format!("there is no service {name}"))
     }
 
     /// A service's VIP in a network of the stack.
@@ -165,7 +168,8 @@ impl Lab {
     pub fn address(&self, task: &Value, network: &str) -> Result<IpAddr> {
         let network = self.network(&self.snapshot()?, network)?;
         let addresses = array(&task["addresses"]);
-        let address = addresses.iter().find(|a| a["network"] == network).and_then(|a| a["address"].as_str()).context("it has no address there")?;
+        let address =
+            addresses.iter().find(|a| a["network"] == network).and_then(|a| a["address"].as_str()).context("it has no address there")?;
         Ok(address.parse()?)
     }
 
@@ -294,7 +298,12 @@ pub enum Knock {
 pub fn knock_tcp(path: &Path, target: SocketAddr) -> Result<Knock> {
     within(path, move || match TcpStream::connect_timeout(&target, Duration::from_millis(1500)) {
         Ok(_) => Ok(Knock::Open),
-        Err(e) if matches!(e.kind(), std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::HostUnreachable | std::io::ErrorKind::NetworkUnreachable) => {
+        Err(e)
+            if matches!(
+                e.kind(),
+                std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::HostUnreachable | std::io::ErrorKind::NetworkUnreachable
+            ) =>
+        {
             Ok(Knock::Refused)
         }
         Err(e) if matches!(e.kind(), std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock) => Ok(Knock::Silent),
@@ -323,7 +332,8 @@ pub fn ask(socket: &UdpSocket, text: &str) -> std::io::Result<Result<String, Kno
     let outcome = socket.send(text.as_bytes()).and_then(|_| socket.recv(&mut buffer));
     match outcome {
         Ok(length) => Ok(Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())),
-        Err(e) if matches!(e.kind(), std::io::ErrorKind::ConnectionRefused) => Ok(Err(Knock::Refused)),
+        // A packet that is rejected where it is made fails the send itself.
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::PermissionDenied) => Ok(Err(Knock::Refused)),
         Err(e) if matches!(e.kind(), std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock) => Ok(Err(Knock::Silent)),
         Err(e) => Err(e),
     }

@@ -84,7 +84,9 @@ impl Clients {
 }
 
 fn wait_for_tasks(lab: &Lab, service: &str, count: usize) -> Result<()> {
-    lab.wait(&format!("{service} has {count} tasks and no other"), || Ok(lab.tasks(service)?.len() == count && lab.all_tasks(service)?.len() == count))
+    lab.wait(&format!("{service} has {count} tasks and no other"), || {
+        Ok(lab.tasks(service)?.len() == count && lab.all_tasks(service)?.len() == count)
+    })
 }
 
 const ROWS: &[Row<Lab>] = &[
@@ -184,7 +186,8 @@ const ROWS: &[Row<Lab>] = &[
         let target = SocketAddr::new(node_address(1), 8001);
         ensure!(!lab.all_tasks("short")?.is_empty(), "the tasks are gone too early for this row");
         ensure!(lab.get("client1", target).is_ok(), "refused while a leaving task still serves");
-        lab.wait("the last one is gone", || Ok(lab.all_tasks("short")?.is_empty())).or_else(|_| lab.wait("the last one is gone", || Ok(lab.all_tasks("short")?.is_empty())))?;
+        lab.wait("the last one is gone", || Ok(lab.all_tasks("short")?.is_empty()))
+            .or_else(|_| lab.wait("the last one is gone", || Ok(lab.all_tasks("short")?.is_empty())))?;
         lab.settled(&NODES)?;
         ensure!(knock_tcp(&lab.namespace("client1"), target)? == Knock::Refused, "not refused with no task left");
         lab.lab(&["scale", "t_short=2"])?;
@@ -196,7 +199,8 @@ const ROWS: &[Row<Lab>] = &[
     ("K11 a UDP flow moves on when its task goes, by port and by VIP", |lab| {
         let caller = lab.tasks("caller")?.into_iter().next().context("no caller")?;
         let vip = lab.vip("web", "back")?;
-        let places = [(lab.namespace("client1"), SocketAddr::new(node_address(0), 8000)), (lab.task_namespace(&caller), SocketAddr::new(vip, 53))];
+        let places =
+            [(lab.namespace("client1"), SocketAddr::new(node_address(0), 8000)), (lab.task_namespace(&caller), SocketAddr::new(vip, 53))];
         for (namespace, target) in places {
             let socket = within(&namespace, move || udp_socket(target))??;
             let Ok(answer) = ask(&socket, "x")? else { bail!("no answer from {target}") };
@@ -277,12 +281,17 @@ networks:
     ("E32 vip to dnsrr: after the rollout the VIP is no longer served", |lab| {
         let vip = lab.vip("single", "back")?;
         let caller = lab.tasks("caller")?.into_iter().next().context("no caller")?;
-        lab.deploy(&STACK.replace("  single:\n    image: example/single\n    networks: [back]\n    deploy:\n", "  single:\n    image: example/single\n    networks: [back]\n    deploy:\n      endpoint_mode: dnsrr\n"))?;
+        lab.deploy(&STACK.replace(
+            "  single:\n    image: example/single\n    networks: [back]\n    deploy:\n",
+            "  single:\n    image: example/single\n    networks: [back]\n    deploy:\n      endpoint_mode: dnsrr\n",
+        ))?;
         lab.wait("it has no VIP", || Ok(lab.vip("single", "back").is_err()))?;
         lab.settled(&NODES)?;
         ensure!(knock_tcp(&lab.task_namespace(&caller), SocketAddr::new(vip, 80))? != Knock::Open, "the old VIP still answers");
         lab.deploy(STACK)?;
-        lab.wait("it has a VIP again", || Ok(lab.vip("single", "back").is_ok() && lab.tasks("single")?.len() == 1 && lab.all_tasks("single")?.len() == 1))
+        lab.wait("it has a VIP again", || {
+            Ok(lab.vip("single", "back").is_ok() && lab.tasks("single")?.len() == 1 && lab.all_tasks("single")?.len() == 1)
+        })
     }),
     ("E34 E35 K13 services and networks come and go; a VIP that comes back works", |lab| {
         let extra = STACK.replace("networks:\n  back:\n", "  extra:\n    image: example/extra\n    networks: [back, side]\n    ports: [\"8003:80\"]\n    deploy: {replicas: 2}\nnetworks:\n  back:\n  side:\n");
@@ -298,7 +307,9 @@ networks:
             ensure!(lab.get("client1", SocketAddr::new(node_address(0), 8003)).is_ok(), "by its port");
             lab.deploy(STACK)?;
             lab.wait("extra is gone", || Ok(lab.all_tasks("extra").is_err()))?;
-            lab.wait("its port is closed", || Ok(knock_tcp(&lab.namespace("client1"), SocketAddr::new(node_address(0), 8003))? == Knock::Refused))?;
+            lab.wait("its port is closed", || {
+                Ok(knock_tcp(&lab.namespace("client1"), SocketAddr::new(node_address(0), 8003))? == Knock::Refused)
+            })?;
         }
         let caller = lab.tasks("caller")?.into_iter().next().context("no caller")?;
         ensure!(lab.get_from_task(&caller, SocketAddr::new(lab.vip("single", "back")?, 80)).is_ok(), "another service was disturbed");
@@ -313,7 +324,11 @@ networks:
         Ok(())
     }),
     ("E33 a failed node's tasks leave, and are back when it is", |lab| {
-        let task = lab.tasks("web")?.into_iter().find(|t| lab.node_name(t["node"].as_str().unwrap_or_default()) == "node3").context("no task on node3")?;
+        let task = lab
+            .tasks("web")?
+            .into_iter()
+            .find(|t| lab.node_name(t["node"].as_str().unwrap_or_default()) == "node3")
+            .context("no task on node3")?;
         lab.lab(&["kill", "node3"])?;
         lab.wait("six tasks run elsewhere", || {
             let tasks = lab.tasks("web")?;

@@ -1,10 +1,6 @@
 //! `cargo xtask demo`: the product in one minute, on this machine, without Docker.
 
-use std::{
-    path::PathBuf,
-    process::Command,
-    time::Duration,
-};
+use std::{path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;

@@ -31,7 +31,7 @@ pub(crate) fn run(tier: Option<Tier>, filter: &[String]) -> Result<()> {
         match tier {
             Tier::Unit => unit(filter)?,
             Tier::Netns => {
-                packages::ensure(&["nftables", "iptables", "iproute2", "conntrack", "curl", "procps"])?;
+                packages::ensure(&["nftables", "iptables", "iproute2", "conntrack", "curl", "procps", "iputils-ping"])?;
                 nextest("netns", NETNS, filter)?;
             }
             Tier::Swarm => {
@@ -42,7 +42,6 @@ pub(crate) fn run(tier: Option<Tier>, filter: &[String]) -> Result<()> {
     }
     Ok(())
 }
-
 
 fn unit(filter: &[String]) -> Result<()> {
     execute(cargo().args(["fmt", "--all", "--check"]))?;
@@ -59,6 +58,9 @@ fn nextest(profile: &str, tests: &str, filter: &[String]) -> Result<()> {
     }
     let program = build(false)?;
     let mut command = cargo();
-    command.args(["nextest", "run", "--workspace", "--locked", "--profile", profile, "--filterset", tests]).args(filter).env("SWARMESH_BIN", program);
+    command
+        .args(["nextest", "run", "--workspace", "--locked", "--profile", profile, "--filterset", tests])
+        .args(filter)
+        .env("SWARMESH_BIN", program);
     execute(&mut command)
 }

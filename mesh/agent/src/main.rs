@@ -1,2 +1,8 @@
+//! The `swarmesh` program.
 #![forbid(unsafe_code)]
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    swarmesh_agent::cli::main()
+}

@@ -20,7 +20,7 @@ use std::{
 };
 
 use serde::Serialize;
-use swarmesh_kernel::{DynsetOp, Element, ElementData, Expr, MetaKey, NatFamily, NatKind, NftOp, NumgenKind, PayloadBase, Reg, SetName};
+use swarmesh_kernel::{DynsetOp, Element, ElementData, Expr, MetaKey, NatFamily, NatKind, NftOp, NumgenKind, PayloadBase, Reg};
 use swarmesh_model::Protocol;
 use swarmesh_plan::{Policy, PortKey, Scheduler};
 
@@ -163,8 +163,10 @@ impl Balancer {
 
     fn dispatch_rule(&self) -> NftOp {
         let mut expressions = self.load_key(0);
-        expressions.push(Expr::Lookup { set: self.sets.front.set, sreg: Reg(0), dreg: Some(Reg(0)) });
-        expressions.push(Expr::LookupVerdict { set: self.sets.classes.set, sreg: Reg(0) });
+        // The class is the value's second word, over something that nft can name.
+        expressions.push(Expr::Meta { key: MetaKey::Mark, dreg: Reg(9) });
+        expressions.push(Expr::Lookup { set: self.sets.front.set, sreg: Reg(0), dreg: Some(Reg(8)) });
+        expressions.push(Expr::LookupVerdict { set: self.sets.classes.set, sreg: Reg(9) });
         NftOp::AddRule {
             family: self.sets.front.family,
             table: TABLE,
@@ -187,7 +189,12 @@ impl Balancer {
         let slots = rearrange(&old.slots, &wanted.targets);
         let sticky = wanted.affinity.is_some() && !slots.is_empty();
 
-        self.write_slots(front, &old.slots, &slots, ops);
+        if sticky == old.sticky {
+            self.write_slots(front, sticky, &old.slots, &slots, ops);
+        } else {
+            self.write_slots(front, old.sticky, &old.slots, &[], ops);
+            self.write_slots(front, sticky, &[], &slots, ops);
+        }
         self.write_live(front, if old.sticky { &old.slots } else { &[] }, if sticky { &slots } else { &[] }, ops);
         let class = self.class_for(wanted, slots.len(), (!is_new).then_some(old.class), ops);
         if is_new || class != old.class {
@@ -196,7 +203,8 @@ impl Balancer {
                 ops.push(NftOp::DeleteElement { set: self.sets.front, key: key.clone() });
                 self.release(old.class);
             }
-            ops.push(NftOp::AddElement { set: self.sets.front, key, data: Some(ElementData::Value(class.to_ne_bytes().to_vec())) });
+            let data = [class.to_ne_bytes(), class.to_ne_bytes()].concat();
+            ops.push(NftOp::AddElement { set: self.sets.front, key, data: Some(ElementData::Value(data)) });
             *self.users.entry(class).or_default() += 1;
         }
         self.fronts.insert(front, Mirrored { class, sticky, slots });
@@ -205,7 +213,7 @@ impl Balancer {
     fn remove(&mut self, front: Front, ops: &mut Vec<NftOp>) {
         let Some(old) = self.fronts.remove(&front) else { return };
         ops.push(NftOp::DeleteElement { set: self.sets.front, key: self.key(front) });
-        self.write_slots(front, &old.slots, &[], ops);
+        self.write_slots(front, old.sticky, &old.slots, &[], ops);
         self.write_live(front, if old.sticky { &old.slots } else { &[] }, &[], ops);
         self.release(old.class);
     }
@@ -216,18 +224,20 @@ impl Balancer {
         }
     }
 
-    fn write_slots(&self, front: Front, old: &[IpAddr], new: &[IpAddr], ops: &mut Vec<NftOp>) {
+    fn write_slots(&self, front: Front, sticky: bool, old: &[IpAddr], new: &[IpAddr], ops: &mut Vec<NftOp>) {
+        let set = if sticky { self.sets.sticky } else { self.sets.slot };
         for index in 0..old.len().max(new.len()) {
             let (before, after) = (old.get(index), new.get(index));
             if before == after {
                 continue;
             }
             if before.is_some() {
-                ops.push(NftOp::DeleteElement { set: self.sets.slot, key: self.slot_key(front, index) });
+                ops.push(NftOp::DeleteElement { set, key: self.slot_key(front, index) });
             }
             if let Some(address) = after {
-                let data = Some(ElementData::Value(octets(*address)));
-                ops.push(NftOp::AddElement { set: self.sets.slot, key: self.slot_key(front, index), data });
+                let mut data = if sticky { vec![0; 4] } else { Vec::new() };
+                data.extend(octets(*address));
+                ops.push(NftOp::AddElement { set, key: self.slot_key(front, index), data: Some(ElementData::Value(data)) });
             }
         }
     }
@@ -311,53 +321,60 @@ impl Balancer {
     }
 
     fn pick_rules(&self, class: Class) -> Vec<(&'static str, Vec<Expr>)> {
-        let words = self.address_words();
-        let key = self.key_words();
-        let slot_reg = Reg(key);
-        // After key and slot number, at a register where an address fits whole.
-        let backend = Reg(8);
+        let (key, words) = (self.key_words(), self.address_words());
+        let slot = Reg(key);
         let mut pick = self.load_key(0);
         match class.pick {
-            Pick::Incremental => {
-                pick.push(Expr::Numgen { dreg: slot_reg, modulus: class.slots, offset: 0, kind: NumgenKind::Incremental });
-            }
-            Pick::Random => pick.push(Expr::Numgen { dreg: slot_reg, modulus: class.slots, offset: 0, kind: NumgenKind::Random }),
+            Pick::Incremental => pick.push(Expr::Numgen { dreg: slot, modulus: class.slots, offset: 0, kind: NumgenKind::Incremental }),
+            Pick::Random => pick.push(Expr::Numgen { dreg: slot, modulus: class.slots, offset: 0, kind: NumgenKind::Random }),
             Pick::SourceHash => {
                 let client = Reg(12);
-                pick.push(self.load_client(client.0));
-                pick.push(Expr::Jhash { sreg: client, dreg: slot_reg, len: words * 4, modulus: class.slots, seed: 0x5357_4d48, offset: 0 });
+                pick.push(self.load_client(client));
+                pick.push(Expr::Jhash { sreg: client, dreg: slot, len: words * 4, modulus: class.slots, seed: 0x5357_4d48, offset: 0 });
             }
         }
-        pick.push(Expr::Lookup { set: self.sets.slot.set, sreg: Reg(0), dreg: Some(backend) });
         if class.affinity == 0 {
+            let backend = Reg(8);
+            pick.push(Expr::Lookup { set: self.sets.slot.set, sreg: Reg(0), dreg: Some(backend) });
             pick.push(self.dnat(backend));
             return vec![("pick a slot", pick)];
         }
 
         let timeout = Some(Duration::from_secs(class.affinity.into()));
-        // The remembered backend lands where the client's address was, which makes the key of `live`.
-        let remembered = Reg(key);
+        let affinity = self.sets.affinity.set;
+        // The value's backend lands where the client's address was: behind the key, which makes a key of `live`. Its first
+        // word spoils the key's last, so the key is loaded again.
+        let (remembered, value) = (Reg(key), Reg(key - 1));
         let again = Reg(16 - key - words);
         let mut stay = self.load_key(0);
-        stay.push(self.load_client(key));
-        stay.push(Expr::Lookup { set: self.sets.affinity.set, sreg: Reg(0), dreg: Some(remembered) });
+        stay.push(self.load_client(Reg(key)));
+        stay.push(Expr::Lookup { set: affinity, sreg: Reg(0), dreg: Some(value) });
+        stay.extend(self.load_key(0));
         stay.push(Expr::Lookup { set: self.sets.live.set, sreg: Reg(0), dreg: None });
         stay.extend(self.load_key(again.0));
-        stay.push(self.load_client(again.0 + key));
-        stay.push(Expr::Dynset { op: DynsetOp::Update, set: self.sets.affinity.set, key: again, data: Some(remembered), timeout });
+        stay.push(self.load_client(Reg(again.0 + key)));
+        stay.push(Expr::Meta { key: MetaKey::Mark, dreg: value });
+        stay.push(Expr::Dynset { op: DynsetOp::Update, set: affinity, key: again, data: Some(value), timeout });
         stay.push(self.dnat(remembered));
 
         let mut forget = self.load_key(0);
-        forget.push(self.load_client(key));
-        // The kernel wants a data register for any operation on a map, even one that has no use for it (nft_dynset_init).
-        forget.push(Expr::Dynset { op: DynsetOp::Delete, set: self.sets.affinity.set, key: Reg(0), data: Some(Reg(0)), timeout: None });
+        forget.push(self.load_client(Reg(key)));
+        // The kernel wants a data register for any operation on a map, even one that has no use for it (nft_dynset_init):
+        // as long as the map's value.
+        forget.push(Expr::Meta { key: MetaKey::Mark, dreg: Reg(8) });
+        forget.push(self.load_client(Reg(9)));
+        forget.push(Expr::Dynset { op: DynsetOp::Delete, set: affinity, key: Reg(0), data: Some(Reg(8)), timeout: None });
 
-        // A client that this frontend has no room to remember is balanced all the same: the map's limit must not refuse it.
+        let (value, backend) = (Reg(8), Reg(9));
+        pick.push(self.load_client(backend));
+        pick.push(Expr::Lookup { set: self.sets.sticky.set, sreg: Reg(0), dreg: Some(value) });
         let mut remember = pick.clone();
+        remember.push(Expr::Meta { key: MetaKey::Mark, dreg: value });
         remember.extend(self.load_key(0));
-        remember.push(self.load_client(key));
-        remember.push(Expr::Dynset { op: DynsetOp::Add, set: self.sets.affinity.set, key: Reg(0), data: Some(backend), timeout });
+        remember.push(self.load_client(Reg(key)));
+        remember.push(Expr::Dynset { op: DynsetOp::Add, set: affinity, key: Reg(0), data: Some(value), timeout });
         remember.push(self.dnat(backend));
+        // A client that there is no room to remember is balanced all the same: the map's limit must not refuse it.
         pick.push(self.dnat(backend));
         vec![
             ("stay with the remembered backend while it lives", stay),
@@ -384,9 +401,9 @@ impl Balancer {
         }
     }
 
-    fn load_client(&self, at: u32) -> Expr {
+    fn load_client(&self, dreg: Reg) -> Expr {
         let (offset, len) = if self.v6 { (8, 16) } else { (12, 4) };
-        Expr::Payload { base: PayloadBase::Network, offset, len, dreg: Reg(at) }
+        Expr::Payload { base: PayloadBase::Network, offset, len, dreg }
     }
 
     /// 32-bit words of an address.
@@ -442,15 +459,16 @@ impl Balancer {
                 slots_of_class.insert(number, class);
             }
         }
-        let mut found: HashMap<Front, BTreeMap<u32, IpAddr>> = HashMap::new();
-        for element in &held.slot {
+        let mut found: HashMap<(Front, bool), BTreeMap<u32, IpAddr>> = HashMap::new();
+        let all = held.slot.iter().map(|e| (e, false)).chain(held.sticky.iter().map(|e| (e, true)));
+        for (element, sticky) in all {
             let split = element.key.len().saturating_sub(4);
             let index = element.key.get(split..).and_then(|b| <[u8; 4]>::try_from(b).ok()).map(u32::from_ne_bytes);
             let front = element.key.get(..split).and_then(|k| self.front_of(k));
             if let (Some(index), Some(front), Some(ElementData::Value(data))) = (index, front, &element.data)
-                && let Some(address) = address_of(data)
+                && let Some(address) = data.get(if sticky { 4 } else { 0 }..).and_then(address_of)
             {
-                found.entry(front).or_default().insert(index, address);
+                found.entry((front, sticky)).or_default().insert(index, address);
             }
         }
         let live: HashSet<&[u8]> = held.live.iter().map(|e| e.key.as_slice()).collect();
@@ -458,14 +476,14 @@ impl Balancer {
         for element in &held.front {
             let front = self.front_of(&element.key);
             let class = match &element.data {
-                Some(ElementData::Value(data)) => <[u8; 4]>::try_from(data.as_slice()).ok().map(u32::from_ne_bytes),
+                Some(ElementData::Value(data)) => data.get(4..).and_then(|b| <[u8; 4]>::try_from(b).ok()).map(u32::from_ne_bytes),
                 _ => None,
             };
             let (Some(front), Some(class)) = (front, class) else { continue };
-            let slots = found.remove(&front).unwrap_or_default();
-            let addresses: Vec<IpAddr> = slots.values().copied().collect();
             let shape = slots_of_class.get(&class);
             let sticky = shape.is_some_and(|c| c.affinity > 0);
+            let slots = found.remove(&(front, sticky)).unwrap_or_default();
+            let addresses: Vec<IpAddr> = slots.values().copied().collect();
             let keys: Vec<Vec<u8>> = if sticky { addresses.iter().map(|a| self.live_key(front, *a)).collect() } else { Vec::new() };
             let whole = addresses.len() == shape.map_or(0, |c| c.slots as usize)
                 && slots.keys().copied().eq(0..u32::try_from(slots.len()).unwrap_or(u32::MAX))
@@ -477,12 +495,13 @@ impl Balancer {
                 self.fronts.insert(front, Mirrored { class, sticky, slots: addresses });
             } else {
                 ops.push(NftOp::DeleteElement { set: self.sets.front, key: element.key.clone() });
-                found.insert(front, slots);
+                found.insert((front, sticky), slots);
             }
         }
-        for (front, slots) in found {
+        for ((front, sticky), slots) in found {
+            let set = if sticky { self.sets.sticky } else { self.sets.slot };
             for index in slots.keys() {
-                ops.push(NftOp::DeleteElement { set: self.sets.slot, key: self.slot_key(front, *index as usize) });
+                ops.push(NftOp::DeleteElement { set, key: self.slot_key(front, *index as usize) });
             }
         }
         for element in held.live.iter().filter(|e| !believed.contains(&e.key)) {
@@ -491,8 +510,8 @@ impl Balancer {
         ops
     }
 
-    pub(crate) fn sets(&self) -> [SetName; 4] {
-        [self.sets.front, self.sets.classes, self.sets.slot, self.sets.live]
+    pub(crate) fn sets(&self) -> &BalancerSets {
+        &self.sets
     }
 }
 
@@ -502,6 +521,7 @@ pub(crate) struct Held {
     pub(crate) front: Vec<Element>,
     pub(crate) classes: Vec<Element>,
     pub(crate) slot: Vec<Element>,
+    pub(crate) sticky: Vec<Element>,
     pub(crate) live: Vec<Element>,
     /// Of the chains that this balancer has, those without rules.
     pub(crate) empty_chains: HashSet<String>,

@@ -56,6 +56,8 @@ pub(crate) struct BalancerSets {
     pub(crate) classes: SetName,
     /// Frontend and slot to backend.
     pub(crate) slot: SetName,
+    /// The same for frontends with affinity.
+    pub(crate) sticky: SetName,
     /// Frontend and client to the backend that the client stays with.
     pub(crate) affinity: SetName,
     /// Frontend and backend, for frontends with affinity: the memory of a backend that is gone is not believed.
@@ -67,6 +69,7 @@ pub(crate) const SETS4: BalancerSets = BalancerSets {
     front: inet("front4"),
     classes: inet("classes4"),
     slot: inet("slot4"),
+    sticky: inet("sticky4"),
     affinity: inet("affinity4"),
     live: inet("live4"),
     dispatch: "dispatch4",
@@ -75,6 +78,7 @@ pub(crate) const SETS6: BalancerSets = BalancerSets {
     front: inet("front6"),
     classes: inet("classes6"),
     slot: inet("slot6"),
+    sticky: inet("sticky6"),
     affinity: inet("affinity6"),
     live: inet("live6"),
     dispatch: "dispatch6",
@@ -124,12 +128,16 @@ impl Skeleton {
 const REFUSE: &str = "\t\tmeta l4proto tcp reject with tcp reset\n\t\treject with icmpx type port-unreachable\n";
 
 /// The maps that a balancer lives in; `key` is what a frontend is looked up by.
+///
+/// Values that are looked up again have a first word without meaning: `nft list` stops at a rule whose key begins with
+/// the first word of another map's value (see [`Expr::Lookup`]), and operators list rules.
 fn balancer_maps(out: &mut String, key4: &str, key6: &str) {
     for (n, address, key) in [("4", "ipv4_addr", key4), ("6", "ipv6_addr", key6)] {
-        let _ = writeln!(out, "\tmap front{n} {{ type {key} : mark; }}");
+        let _ = writeln!(out, "\tmap front{n} {{ type {key} : mark . mark; }}");
         let _ = writeln!(out, "\tmap slot{n} {{ type {key} . mark : {address}; }}");
+        let _ = writeln!(out, "\tmap sticky{n} {{ type {key} . mark : mark . {address}; }}");
         let _ = writeln!(out, "\tmap classes{n} {{ type mark : verdict; elements = {{ 0x{REFUSE_CLASS:08x} : goto refuse }}; }}");
-        let _ = writeln!(out, "\tmap affinity{n} {{ type {key} . {address} : {address}; size 262144; flags dynamic,timeout; }}");
+        let _ = writeln!(out, "\tmap affinity{n} {{ type {key} . {address} : mark . {address}; size 262144; flags dynamic,timeout; }}");
         let _ = writeln!(out, "\tset live{n} {{ type {key} . {address}; }}");
     }
 }
@@ -191,6 +199,8 @@ pub(crate) fn node_skeleton(p: &NodeParameters) -> Skeleton {
         for net in &p.private4 {
             let _ = writeln!(source, "\t\t{ours} ip saddr {net} {to}");
         }
+        // Claimed as it is, or Docker's rule for local sources would hide this node behind its bridge's address.
+        let _ = writeln!(source, "\t\t{ours} fib saddr type local snat ip to ip saddr");
     }
     if let Some(sandbox) = p.sandbox6 {
         let ours = format!("oifname \"{bridge}\" ip6 daddr {sandbox} ct status dnat");
@@ -287,7 +297,9 @@ pub(crate) fn task_skeleton(p: &TaskParameters) -> Skeleton {
         (
             "vips",
             "type nat hook output priority -110; policy accept;",
-            "\t\tmeta nfproto ipv4 goto dispatch4\n\t\tmeta nfproto ipv6 goto dispatch6\n".to_owned(),
+            // Only new connections come by here; saying so turns connection tracking on, without which none would (a
+            // table whose VIPs have no backend at all has no other reason to).
+            "\t\tct state != new return\n\t\tmeta nfproto ipv4 goto dispatch4\n\t\tmeta nfproto ipv6 goto dispatch6\n".to_owned(),
         ),
     ];
     if let Some(leg) = &p.ingress_leg {

@@ -71,7 +71,9 @@ impl Sandbox {
     }
 
     fn ruleset(&self) -> String {
-        self.within(|| String::from_utf8(Command::new("nft").args(["-a", "list", "ruleset"]).output().expect("nft").stdout).expect("text"))
+        let output = self.within(|| Command::new("nft").args(["-a", "list", "ruleset"]).output().expect("nft"));
+        assert!(output.status.success(), "nft cannot list what we made: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
     }
 
     /// Every backend says its own address.
@@ -204,6 +206,7 @@ fn a_tasks_table_balances_changes_refuses_heals_and_goes() {
     // Affinity, on and off again.
     let sticky = [("swarmesh.affinity", "client-ip:60")];
     node.apply(&swarm(&[11, 12, 14], &sticky));
+    assert!(sandbox.ruleset().contains("stay with the remembered backend"));
     let first = sandbox.ask("10.0.1.100").unwrap();
     assert!((0..8).all(|_| sandbox.ask("10.0.1.100").unwrap() == first));
     let left: Vec<u8> = [11, 12, 14].into_iter().filter(|h| h.to_string() != first).collect();

@@ -105,7 +105,7 @@ impl IngressTable {
         }
         let hidden = node.published.iter().filter(|(_, p)| p.policy.source == SourceMode::Snat);
         self.hidden.replace(hidden.map(|(k, _)| (port_key(*k).to_vec(), None)).collect::<HashMap<_, _>>(), &mut ops);
-        self.table.commit(&ops)?;
+        self.table.commit(ops)?;
         Ok(())
     }
 
@@ -118,7 +118,7 @@ impl IngressTable {
             }
             self.set_port(*key, port.as_deref(), &mut ops);
         }
-        self.table.commit(&ops)?;
+        self.table.commit(ops)?;
         for port in new_udp {
             self.forget_port(port);
         }
@@ -156,7 +156,7 @@ impl IngressTable {
         let mut ops = Vec::new();
         self.ports4.tidy(&mut ops);
         self.ports6.tidy(&mut ops);
-        self.table.commit(&ops)
+        self.table.commit(ops)
     }
 }
 

@@ -94,7 +94,7 @@ impl NodeTable {
         let (everywhere, few): (Vec<_>, Vec<_>) = node.published.iter().partition(|(_, p)| p.policy.bind.is_empty());
         self.published.replace(everywhere.into_iter().map(|(k, _)| (port_key(*k).to_vec(), None)).collect(), &mut ops);
         self.bound.replace(few.into_iter().map(|(k, _)| (port_key(*k).to_vec(), None)).collect(), &mut ops);
-        self.table.commit(&ops)?;
+        self.table.commit(ops)?;
         Ok(())
     }
 
@@ -122,7 +122,7 @@ impl NodeTable {
         if bindings_changed {
             self.load_bindings()?;
         }
-        self.table.commit(&ops)?;
+        self.table.commit(ops)?;
         for port in new_udp {
             self.table.forget(&FlowFilter { protocol: Some(UDP), original_destination_port: Some(port), ..FlowFilter::default() });
         }
@@ -179,22 +179,7 @@ fn accept_forwarded(ns: &mut dyn swarmesh_kernel::Namespace, bridge: &str, sandb
 
 pub(crate) fn forward_rules<'a>(bridge: &'a str, sandbox: &'a str) -> [Vec<&'a str>; 2] {
     [
-        vec![
-            "-o",
-            bridge,
-            "-d",
-            sandbox,
-            "-m",
-            "conntrack",
-            "--ctstatus",
-            "DNAT",
-            "-m",
-            "comment",
-            "--comment",
-            "swarmesh",
-            "-j",
-            "ACCEPT",
-        ],
+        vec!["-o", bridge, "-d", sandbox, "-m", "conntrack", "--ctstate", "DNAT", "-m", "comment", "--comment", "swarmesh", "-j", "ACCEPT"],
         vec![
             "-i",
             bridge,

@@ -75,7 +75,7 @@ impl TaskTable {
             _ => None,
         };
         self.diff_all(node, &mut ops);
-        self.table.commit(&ops)?;
+        self.table.commit(ops)?;
         Ok(())
     }
 
@@ -130,7 +130,7 @@ impl TaskTable {
         }
         let mut ops = Vec::new();
         self.diff_all(node, &mut ops);
-        self.table.commit(&ops)?;
+        self.table.commit(ops)?;
         Ok(())
     }
 
@@ -169,7 +169,7 @@ impl TaskTable {
             }
             balancer.set(front, state.as_ref(), &mut ops);
         }
-        self.table.commit(&ops)?;
+        self.table.commit(ops)?;
         // UDP that was sent before the VIP was known has a flow that goes nowhere, and would go there for good.
         if new.len() <= MOST_SEARCHES && self.table.has_flows() {
             for vip in new {
@@ -197,7 +197,7 @@ impl TaskTable {
         let mut ops = Vec::new();
         self.vips4.tidy(&mut ops);
         self.vips6.tidy(&mut ops);
-        self.table.commit(&ops)
+        self.table.commit(ops)
     }
 
     fn balancer(&mut self, vip: IpAddr) -> &mut Balancer {

@@ -1,0 +1,136 @@
+//! The agent: its parts, put together and taken apart again.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use swarmesh_dataplane::{NftPlane, PlaneConfig};
+use swarmesh_source::{SourceError, SourceSpec};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use crate::{
+    Store,
+    admin::{self, BindError, Listener},
+    config::{Config, PlaneChoice},
+    engine::{Engine, EngineError, Settings},
+    notify::notify,
+    privilege::{self, Unprivileged},
+};
+
+const SOURCE_PATIENCE: Duration = Duration::from_secs(2);
+const AUDIT_EVERY: Duration = Duration::from_secs(60);
+/// Updates that the engine has not taken yet; the source waits beyond these.
+const QUEUE: usize = 256;
+
+/// Why the agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error("plane {0} is not in this version; use --plane nft, or auto")]
+    Plane(PlaneChoice),
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error("the source has ended, so the agent would see no change any more")]
+    SourceEnded,
+    #[error(transparent)]
+    Unprivileged(#[from] Unprivileged),
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("cannot start: {0}")]
+    Runtime(#[from] std::io::Error),
+}
+
+/// Runs the agent in the foreground until SIGTERM or SIGINT. What is in the kernel stays there.
+pub fn run(config: &Config) -> Result<(), AgentError> {
+    check(config)?;
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(config))
+}
+
+/// What is wrong from the start, before anything is touched.
+fn check(config: &Config) -> Result<(), AgentError> {
+    match config.plane {
+        PlaneChoice::Auto | PlaneChoice::Nft => {}
+        other => return Err(AgentError::Plane(other)),
+    }
+    if let SourceSpec::Upstream | SourceSpec::Auto { .. } = config.source {
+        return Err(SourceError::NotAvailable { source_spec: config.source.to_string() }.into());
+    }
+    Ok(privilege::check()?)
+}
+
+async fn serve(config: &Config) -> Result<(), AgentError> {
+    let stop = stop_signal()?;
+    let listener = Listener::bind(&config.admin).await?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), source = %config.source, admin = %listener.address(), "agent starts");
+    let (updates, received) = mpsc::channel(QUEUE);
+    let mut engine = start_engine(config, received)?;
+    let admin = tokio::spawn(admin::serve(listener, engine.handle().clone()));
+    let mut source = tokio::spawn(swarmesh_source::run(config.source.clone(), updates));
+
+    tokio::pin!(stop);
+    let mut outcome = None;
+    tokio::select! {
+        () = engine.ready() => notify("READY=1"),
+        () = &mut stop => outcome = Some(Ok(())),
+        ended = &mut source => outcome = Some(source_outcome(ended)),
+    }
+    let outcome = match outcome {
+        Some(outcome) => outcome,
+        None => tokio::select! {
+            () = &mut stop => Ok(()),
+            ended = &mut source => source_outcome(ended),
+            () = lost(&engine) => Err(EngineError::Stopped.into()),
+        },
+    };
+
+    notify("STOPPING=1");
+    tracing::info!("agent stops; what it put into the kernel stays");
+    source.abort();
+    engine.stop().await;
+    admin.abort();
+    // Lets the listener be dropped, and with it its socket's file.
+    let _ = admin.await;
+    outcome
+}
+
+fn start_engine(config: &Config, updates: mpsc::Receiver<swarmesh_source::Update>) -> Result<Engine, EngineError> {
+    let settings = Settings {
+        source: config.source.to_string(),
+        node: config.node.clone(),
+        hostname: nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+        takeover: config.takeover,
+        store: Store::new(&config.state_dir),
+        patience: SOURCE_PATIENCE,
+        audit_every: AUDIT_EVERY,
+    };
+    let plane = PlaneConfig { netns_dir: config.netns_dir.clone(), node_address: None };
+    Engine::start(settings, updates, move || NftPlane::new(Arc::new(swarmesh_kernel::LinuxKernel), plane))
+}
+
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+fn source_outcome(ended: Result<Result<(), SourceError>, tokio::task::JoinError>) -> Result<(), AgentError> {
+    match ended {
+        Ok(Err(error)) => Err(error.into()),
+        Ok(Ok(())) | Err(_) => Err(AgentError::SourceEnded),
+    }
+}
+
+/// Resolves when the engine's thread is gone, which is a bug of ours; the service manager's restart mends it.
+async fn lost(engine: &Engine) {
+    let mut every = tokio::time::interval(Duration::from_secs(1));
+    while !engine.is_finished() {
+        every.tick().await;
+    }
+}

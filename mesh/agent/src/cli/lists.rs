@@ -1,0 +1,101 @@
+//! `swarmesh services` and `swarmesh endpoints`.
+
+use swarmesh_model::{EndpointMode, PublishMode};
+
+use super::{
+    CliError, Client,
+    out::{self, Table, clean},
+};
+use crate::{
+    config::{Config, Output},
+    view::{
+        endpoints::{EndpointRow, Front},
+        services::{PortRow, ServiceRow},
+    },
+};
+
+pub(super) fn services(config: &Config) -> Result<(), CliError> {
+    let client = Client::new(&config.admin);
+    let text = client.get("/v1/services")?;
+    match config.output {
+        Output::Json => out::text(&text)?,
+        Output::Table => out::text(&services_table(&client.parse::<Vec<ServiceRow>>(&text)?))?,
+    }
+    Ok(())
+}
+
+fn services_table(rows: &[ServiceRow]) -> String {
+    let mut table = Table::new(&["SERVICE", "MODE", "READY", "DRAINING", "TOTAL", "VIPS", "PORTS", "POLICY"]);
+    let mut notes = String::new();
+    for row in rows {
+        let mode = match row.mode {
+            EndpointMode::Vip => "vip",
+            EndpointMode::Dnsrr => "dnsrr",
+            EndpointMode::Unknown => "unknown",
+        };
+        let vips: Vec<String> = row.vips.iter().map(|v| format!("{}@{}", v.address, v.network)).collect();
+        table.row([
+            row.name.clone(),
+            mode.to_owned(),
+            row.ready.to_string(),
+            row.draining.to_string(),
+            row.total.to_string(),
+            vips.join(","),
+            row.ports.iter().map(port).collect::<Vec<_>>().join(","),
+            if row.managed { row.policy.clone() } else { "left to Docker".to_owned() },
+        ]);
+        let reason = Some(&row.reason).filter(|r| !r.is_empty());
+        for note in reason.into_iter().chain(&row.problems) {
+            notes.push_str(&format!("{}: {}\n", clean(&row.name), clean(note)));
+        }
+    }
+    if notes.is_empty() { table.to_string() } else { format!("{table}\n{notes}") }
+}
+
+fn port(port: &PortRow) -> String {
+    let published = port.published.map_or_else(|| "?".to_owned(), |p| p.to_string());
+    let mode = match port.mode {
+        PublishMode::Ingress if port.here => "",
+        PublishMode::Ingress => " (not served)",
+        PublishMode::Host => " (host)",
+    };
+    format!("{published}->{}/{}{mode}", port.target, port.protocol)
+}
+
+pub(super) fn endpoints(config: &Config) -> Result<(), CliError> {
+    let client = Client::new(&config.admin);
+    let text = client.get("/v1/endpoints")?;
+    match config.output {
+        Output::Json => out::text(&text)?,
+        Output::Table => out::text(&endpoints_table(&client.parse::<Vec<EndpointRow>>(&text)?).to_string())?,
+    }
+    Ok(())
+}
+
+fn endpoints_table(rows: &[EndpointRow]) -> Table {
+    let mut table = Table::new(&["SERVICE", "FRONT", "BACKEND", "STATE", "NODE", "TASK", "APPLIED"]);
+    for row in rows {
+        let front = match &row.front {
+            Front::Vip { network, address } => format!("{address}@{network}"),
+            Front::Port { protocol, published, target, refuses } => {
+                format!("{published}->{target}/{protocol}{}", if *refuses { " (drains)" } else { "" })
+            }
+        };
+        let applied = if row.applied { "yes".to_owned() } else { format!("NO: {}", row.pending.join(", ")) };
+        for backend in &row.backends {
+            table.row([
+                row.service.clone(),
+                front.clone(),
+                backend.address.to_string(),
+                backend.state.clone(),
+                backend.node.clone(),
+                backend.task.clone(),
+                applied.clone(),
+            ]);
+        }
+        if row.backends.is_empty() {
+            table.row([row.service.clone(), front, String::new(), "refuses".to_owned(), String::new(), String::new(), applied]);
+        }
+    }
+    table
+}

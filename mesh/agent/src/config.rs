@@ -1,0 +1,327 @@
+//! Flags, environment, file, defaults: in this order, each key by itself.
+
+use std::{
+    fmt, fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use serde::Deserialize;
+use swarmesh_plan::Takeover;
+use swarmesh_source::SourceSpec;
+use toml::Spanned;
+
+pub const DEFAULT_FILE: &str = "/etc/swarmesh/swarmesh.toml";
+const DEFAULT_SOCKET: &str = "unix:///var/run/docker.sock";
+const DEFAULT_NETNS_DIR: &str = "/var/run/docker/netns";
+const DEFAULT_STATE_DIR: &str = "/var/lib/swarmesh";
+const DEFAULT_LOG: &str = "info";
+
+/// A configuration that cannot be used. Exit code 64.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration file {}: {error}", path.display())]
+    Read { path: PathBuf, error: io::Error },
+    #[error("{}:{line}: {message}", path.display())]
+    File { path: PathBuf, line: usize, message: String },
+}
+
+/// A value that is not one of those the flag takes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ValueError {
+    #[error("{0:?} is not a plane; use auto, ebpf, ipvs or nft")]
+    Plane(String),
+    #[error("{0:?} is neither on nor labelled")]
+    Takeover(String),
+    #[error("{0:?} is neither ADDRESS:PORT nor the path of a unix socket; the usual one is 127.0.0.1:9790")]
+    Admin(String),
+    #[error("{0:?} is neither table nor json")]
+    Output(String),
+}
+
+/// `--plane`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PlaneChoice {
+    #[default]
+    Auto,
+    Nft,
+    Ipvs,
+    Ebpf,
+}
+
+impl PlaneChoice {
+    /// Planes that this version does not have, in the order in which `auto` would prefer them.
+    pub const ABSENT: [Self; 2] = [Self::Ebpf, Self::Ipvs];
+}
+
+impl fmt::Display for PlaneChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Nft => "nft",
+            Self::Ipvs => "ipvs",
+            Self::Ebpf => "ebpf",
+        })
+    }
+}
+
+impl FromStr for PlaneChoice {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "nft" => Ok(Self::Nft),
+            "ipvs" => Ok(Self::Ipvs),
+            "ebpf" => Ok(Self::Ebpf),
+            _ => Err(ValueError::Plane(text.to_owned())),
+        }
+    }
+}
+
+pub(crate) fn takeover(text: &str) -> Result<Takeover, ValueError> {
+    match text {
+        "on" => Ok(Takeover::On),
+        "labelled" => Ok(Takeover::Labelled),
+        _ => Err(ValueError::Takeover(text.to_owned())),
+    }
+}
+
+/// Where the admin API listens, or is to be found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminAddress {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl Default for AdminAddress {
+    fn default() -> Self {
+        Self::Tcp(SocketAddr::from(([127, 0, 0, 1], 9790)))
+    }
+}
+
+impl FromStr for AdminAddress {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let path = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")).unwrap_or(text);
+        if path.starts_with('/') {
+            return Ok(Self::Unix(path.into()));
+        }
+        let numeric = text.strip_prefix("localhost:").map_or_else(|| text.to_owned(), |port| format!("127.0.0.1:{port}"));
+        numeric.parse().map(Self::Tcp).map_err(|_| ValueError::Admin(text.to_owned()))
+    }
+}
+
+impl fmt::Display for AdminAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}
+
+/// `--output`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Output {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs.
+    Json,
+}
+
+impl FromStr for Output {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match text {
+            "table" => Ok(Self::Table),
+            "json" => Ok(Self::Json),
+            _ => Err(ValueError::Output(text.to_owned())),
+        }
+    }
+}
+
+/// One layer of settings: what one of flags and environment (which clap merges) or file says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Layer {
+    pub source: Option<SourceSpec>,
+    pub plane: Option<PlaneChoice>,
+    pub admin: Option<AdminAddress>,
+    pub netns_dir: Option<PathBuf>,
+    pub state_dir: Option<PathBuf>,
+    pub takeover: Option<Takeover>,
+    pub node: Option<String>,
+    pub output: Option<Output>,
+    pub log: Option<String>,
+}
+
+impl Layer {
+    /// Reads the configuration file: the given one, which must be there, or the usual one, which need not.
+    pub fn from_file(given: Option<&Path>) -> Result<Self, ConfigError> {
+        let path = given.unwrap_or(Path::new(DEFAULT_FILE));
+        match fs::read_to_string(path) {
+            Ok(text) => Self::from_toml(&text, path),
+            Err(error) if given.is_none() && matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+                Ok(Self::default())
+            }
+            Err(error) => Err(ConfigError::Read { path: path.to_owned(), error }),
+        }
+    }
+
+    fn from_toml(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let wrong = |start: usize, message: String| ConfigError::File { path: path.to_owned(), line: line_of(text, start), message };
+        let raw: RawFile = toml::from_str(text).map_err(|e| wrong(e.span().map_or(0, |s| s.start), e.message().trim().to_owned()))?;
+        fn read<T, E: fmt::Display>(
+            key: &str,
+            value: Option<Spanned<String>>,
+            parse: impl FnOnce(&str) -> Result<T, E>,
+        ) -> Result<Option<T>, (usize, String)> {
+            let Some(value) = value else { return Ok(None) };
+            parse(value.get_ref()).map(Some).map_err(|e| (value.span().start, format!("{key}: {e}")))
+        }
+        let read_all = || -> Result<Self, (usize, String)> {
+            Ok(Self {
+                source: read("source", raw.source, str::parse)?,
+                plane: read("plane", raw.plane, str::parse)?,
+                admin: read("admin", raw.admin, str::parse)?,
+                netns_dir: raw.netns_dir,
+                state_dir: raw.state_dir,
+                takeover: read("takeover", raw.takeover, takeover)?,
+                node: raw.node,
+                output: read("output", raw.output, str::parse)?,
+                log: raw.log,
+            })
+        };
+        read_all().map_err(|(start, message)| wrong(start, message))
+    }
+
+    /// This layer's settings, and `below`'s where it has none.
+    #[must_use]
+    pub fn over(self, below: Self) -> Self {
+        Self {
+            source: self.source.or(below.source),
+            plane: self.plane.or(below.plane),
+            admin: self.admin.or(below.admin),
+            netns_dir: self.netns_dir.or(below.netns_dir),
+            state_dir: self.state_dir.or(below.state_dir),
+            takeover: self.takeover.or(below.takeover),
+            node: self.node.or(below.node),
+            output: self.output.or(below.output),
+            log: self.log.or(below.log),
+        }
+    }
+
+    /// Fills the rest with the defaults.
+    pub fn settle(self) -> Config {
+        Config {
+            source: self.source.unwrap_or_else(|| SourceSpec::Docker { url: DEFAULT_SOCKET.to_owned() }),
+            plane: self.plane.unwrap_or_default(),
+            admin: self.admin.unwrap_or_default(),
+            netns_dir: self.netns_dir.unwrap_or_else(|| DEFAULT_NETNS_DIR.into()),
+            state_dir: self.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
+            takeover: self.takeover.unwrap_or_default(),
+            node: self.node,
+            output: self.output.unwrap_or_default(),
+            log: self.log.unwrap_or_else(|| DEFAULT_LOG.to_owned()),
+        }
+    }
+}
+
+/// Everything settled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub source: SourceSpec,
+    pub plane: PlaneChoice,
+    pub admin: AdminAddress,
+    pub netns_dir: PathBuf,
+    pub state_dir: PathBuf,
+    pub takeover: Takeover,
+    /// Id or host name of this node, where the source cannot tell.
+    pub node: Option<String>,
+    pub output: Output,
+    /// What to log, in the syntax of `RUST_LOG`.
+    pub log: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawFile {
+    source: Option<Spanned<String>>,
+    plane: Option<Spanned<String>>,
+    admin: Option<Spanned<String>>,
+    netns_dir: Option<PathBuf>,
+    state_dir: Option<PathBuf>,
+    takeover: Option<Spanned<String>>,
+    node: Option<String>,
+    output: Option<Spanned<String>>,
+    log: Option<String>,
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.as_bytes().iter().take(offset).filter(|b| **b == b'\n').count() + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Layer, String> {
+        Layer::from_toml(text, Path::new("s.toml")).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_layer_wins_over_those_below_key_by_key() {
+        let file = read("plane = \"nft\"\nadmin = \"/run/swarmesh.sock\"\nnetns-dir = \"/x\"\ntakeover = \"labelled\"\n").unwrap();
+        let flags = Layer { admin: Some("127.0.0.1:1".parse().unwrap()), ..Layer::default() };
+        let config = flags.over(file).settle();
+        assert_eq!(config.admin.to_string(), "127.0.0.1:1");
+        assert_eq!(config.plane, PlaneChoice::Nft);
+        assert_eq!(config.netns_dir, Path::new("/x"));
+        assert_eq!(config.takeover, Takeover::Labelled);
+        assert_eq!(config.state_dir, Path::new(DEFAULT_STATE_DIR));
+        assert_eq!(config.source.to_string(), "docker:unix:///var/run/docker.sock");
+    }
+
+    #[test]
+    fn mistakes_in_the_file_are_named_with_their_line() {
+        for (text, expected) in [
+            ("plane = \"nft\"\n\nplain = \"x\"\n", "s.toml:3: unknown field `plain`"),
+            ("\nplane = \"xdp\"\n", "s.toml:2: plane: \"xdp\" is not a plane; use auto, ebpf, ipvs or nft"),
+            ("source = \"podman:x\"", "s.toml:1: source: unknown source"),
+            ("# one\n# two\nadmin = 9790\n", "s.toml:3: "),
+            ("plane = \"nft\"\nstate-dir = \n", "s.toml:2: "),
+            ("takeover = \"maybe\"", "s.toml:1: takeover: \"maybe\" is neither on nor labelled"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.starts_with(expected), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn only_the_usual_file_may_be_absent() {
+        let directory = tempfile::tempdir().unwrap();
+        let absent = directory.path().join("absent.toml");
+        assert!(matches!(Layer::from_file(Some(&absent)), Err(ConfigError::Read { .. })));
+    }
+
+    #[test]
+    fn admin_addresses_are_sockets_or_paths() {
+        for (text, shown) in [
+            ("127.0.0.1:9790", "127.0.0.1:9790"),
+            ("[::1]:9790", "[::1]:9790"),
+            ("localhost:80", "127.0.0.1:80"),
+            ("/run/a.sock", "unix:///run/a.sock"),
+            ("unix:/run/a.sock", "unix:///run/a.sock"),
+            ("unix:///run/a.sock", "unix:///run/a.sock"),
+        ] {
+            assert_eq!(text.parse::<AdminAddress>().unwrap().to_string(), shown);
+        }
+        for text in ["", "9790", "relative.sock", "host:80", "127.0.0.1"] {
+            assert!(text.parse::<AdminAddress>().is_err(), "{text}");
+        }
+    }
+}

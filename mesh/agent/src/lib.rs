@@ -1,0 +1,21 @@
+//! The node agent and its command line.
+//!
+//! Two threads do the agent's work. The main thread observes the swarm ([`swarmesh_source`]) and answers the [`admin`] API;
+//! the [`engine`]'s own thread plans and programs the kernel. They meet in a channel of updates and in [`view::Shared`], so
+//! that a slow scrape never delays a change, and a big change never delays `/healthz`.
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod app;
+pub mod cli;
+pub mod config;
+mod doctor;
+pub mod engine;
+mod notify;
+mod plane;
+mod privilege;
+mod store;
+pub mod view;
+
+pub use plane::Plane;
+pub use store::Store;

@@ -1,0 +1,162 @@
+//! The state directory: the last good snapshot, and what the agent should remember of itself.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use swarmesh_model::{FileError, NodeId, Snapshot};
+
+const SNAPSHOT: &str = "snapshot.json";
+const MEMORY: &str = "agent.json";
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("cannot {action} {}: {error}; check --state-dir", path.display())]
+    Io { action: &'static str, path: PathBuf, error: io::Error },
+    #[error("{} is damaged: {error}; remove it, it will be written again", path.display())]
+    Snapshot { path: PathBuf, error: FileError },
+    #[error("{} is damaged: {error}; remove it, it will be written again", path.display())]
+    Memory { path: PathBuf, error: serde_json::Error },
+}
+
+/// What is true of this agent across restarts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Memory {
+    /// Where the stored snapshot came from. Another source's snapshot may be of another swarm.
+    pub source: String,
+    /// This node's id, as that source gave it.
+    pub node: Option<NodeId>,
+    pub draining: bool,
+}
+
+/// Files are written beside and renamed, so that a crash leaves the old one or the new one.
+#[derive(Clone, Debug)]
+pub struct Store {
+    directory: PathBuf,
+}
+
+impl Store {
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self { directory: directory.into() }
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub fn save_snapshot(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
+        self.save(SNAPSHOT, snapshot.to_json().as_bytes())
+    }
+
+    /// `None` when none was ever stored.
+    pub fn load_snapshot(&self) -> Result<Option<Snapshot>, StoreError> {
+        let Some((path, text)) = self.load(SNAPSHOT)? else { return Ok(None) };
+        Snapshot::from_json(&text).map(Some).map_err(|error| StoreError::Snapshot { path, error })
+    }
+
+    pub fn save_memory(&self, memory: &Memory) -> Result<(), StoreError> {
+        let text = serde_json::to_string(memory).map_err(|error| StoreError::Memory { path: self.directory.join(MEMORY), error })?;
+        self.save(MEMORY, text.as_bytes())
+    }
+
+    pub fn load_memory(&self) -> Result<Memory, StoreError> {
+        let Some((path, text)) = self.load(MEMORY)? else { return Ok(Memory::default()) };
+        serde_json::from_str(&text).map_err(|error| StoreError::Memory { path, error })
+    }
+
+    /// Removes what the agent wrote, and the directory if nothing else is in it. Says whether there was anything.
+    pub fn remove(&self) -> Result<bool, StoreError> {
+        let mut removed = false;
+        for name in [SNAPSHOT, MEMORY] {
+            let path = self.directory.join(name);
+            removed |= gone_is_fine(fs::remove_file(&path)).map_err(|error| StoreError::Io { action: "remove", path, error })?;
+        }
+        match fs::remove_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(removed),
+            outcome => {
+                let path = self.directory.clone();
+                gone_is_fine(outcome).map(|dir| removed || dir).map_err(|error| StoreError::Io { action: "remove", path, error })
+            }
+        }
+    }
+
+    fn save(&self, name: &str, text: &[u8]) -> Result<(), StoreError> {
+        let path = self.directory.join(name);
+        let beside = self.directory.join(format!("{name}.new"));
+        let failed = |action, path: &Path| {
+            let path = path.to_path_buf();
+            move |error| StoreError::Io { action, path, error }
+        };
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.directory).map_err(failed("create", &self.directory))?;
+        let write = || -> io::Result<()> {
+            let mut file: File = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+            file.write_all(text)?;
+            // Without it, a power cut after the rename can leave an empty file under the good one's name.
+            file.sync_all()
+        };
+        write().map_err(failed("write", &beside))?;
+        fs::rename(&beside, &path).map_err(failed("replace", &path))
+    }
+
+    fn load(&self, name: &str) -> Result<Option<(PathBuf, String)>, StoreError> {
+        let path = self.directory.join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some((path, text))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::Io { action: "read", path, error }),
+        }
+    }
+}
+
+fn gone_is_fine(outcome: io::Result<()>) -> io::Result<bool> {
+    match outcome {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn what_was_stored_comes_back_and_is_private() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path().join("state"));
+        assert_eq!(store.load_snapshot().unwrap(), None);
+        assert_eq!(store.load_memory().unwrap(), Memory::default());
+
+        let snapshot = Snapshot { version: 7, ..Snapshot::default() };
+        let memory = Memory { source: "snapshot:x".to_owned(), node: Some("n1".into()), draining: true };
+        store.save_snapshot(&snapshot).unwrap();
+        store.save_memory(&memory).unwrap();
+        assert_eq!(store.load_snapshot().unwrap(), Some(snapshot));
+        assert_eq!(store.load_memory().unwrap(), memory);
+        let mode = fs::metadata(store.directory().join(SNAPSHOT)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+
+        assert!(store.remove().unwrap());
+        assert!(!store.remove().unwrap());
+        assert!(!store.directory().exists());
+    }
+
+    #[test]
+    fn a_damaged_file_is_named_and_others_files_are_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path());
+        fs::write(directory.path().join(SNAPSHOT), "{").unwrap();
+        let error = store.load_snapshot().unwrap_err().to_string();
+        assert!(error.contains("snapshot.json is damaged"), "{error}");
+        fs::write(directory.path().join("mine"), "").unwrap();
+        assert!(store.remove().unwrap());
+        assert!(directory.path().join("mine").exists());
+    }
+}

@@ -1,0 +1,176 @@
+//! `/v1/status` and `/readyz`.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use swarmesh_model::Problem;
+use swarmesh_plan::Takeover;
+
+use super::{Origin, View};
+use crate::config::PlaneChoice;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub agent: Agent,
+    pub node: Option<NodeRow>,
+    pub draining: bool,
+    pub takeover: String,
+    pub source: Option<Source>,
+    pub snapshot: SnapshotRow,
+    pub plane: Plane,
+    /// What is not applied yet, by name; empty when `/readyz` says 200.
+    pub pending: Vec<Pending>,
+    pub problems: Vec<Problem>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Agent {
+    pub version: String,
+    pub pid: u32,
+    pub uptime_seconds: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeRow {
+    pub id: String,
+    pub hostname: String,
+    pub address: Option<std::net::IpAddr>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Source {
+    pub source: String,
+    pub connected: bool,
+    pub detail: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SnapshotRow {
+    pub version: u64,
+    pub origin: Origin,
+    pub networks: usize,
+    pub services: usize,
+    pub tasks: usize,
+    pub nodes: usize,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Plane {
+    pub name: String,
+    pub others: Vec<OtherPlane>,
+    pub settled: bool,
+    pub places: Vec<Place>,
+    pub host: Option<Host>,
+    pub commits: u64,
+    pub operations: u64,
+    pub errors: u64,
+    pub healed: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Host {
+    pub bridge: String,
+    /// Docker's host rules are those of up to 29.7.
+    pub old_layout: bool,
+    /// Published ports answer over IPv6.
+    pub ipv6: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OtherPlane {
+    pub name: String,
+    pub reason: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Place {
+    pub place: String,
+    pub path: String,
+    pub applied: bool,
+    pub error: String,
+    pub since_seconds: u64,
+    pub fronts: usize,
+    pub healed: u64,
+}
+
+/// Something that is known and not applied yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pending {
+    pub what: String,
+    pub why: String,
+}
+
+pub fn status(view: &View, uptime: Duration) -> Status {
+    let stale = view.plane_read.map_or(0, |at| at.elapsed().as_secs());
+    let pending = pending(view);
+    Status {
+        agent: Agent { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id(), uptime_seconds: uptime.as_secs() },
+        node: view.context.node.as_ref().map(|id| {
+            let node = view.this_node();
+            NodeRow {
+                id: id.to_string(),
+                hostname: node.map(|n| n.hostname.clone()).unwrap_or_default(),
+                address: node.and_then(|n| n.address),
+            }
+        }),
+        draining: view.context.draining,
+        takeover: match view.context.takeover {
+            Takeover::On => "on",
+            Takeover::Labelled => "labelled",
+        }
+        .to_owned(),
+        source: view.source.as_ref().map(|s| Source { source: s.source.clone(), connected: s.connected, detail: s.detail.clone() }),
+        snapshot: SnapshotRow {
+            version: view.snapshot.version,
+            origin: view.origin,
+            networks: view.snapshot.networks.len(),
+            services: view.snapshot.services.len(),
+            tasks: view.snapshot.tasks.len(),
+            nodes: view.snapshot.nodes.len(),
+        },
+        plane: Plane {
+            name: PlaneChoice::Nft.to_string(),
+            others: PlaneChoice::ABSENT
+                .iter()
+                .map(|p| OtherPlane { name: p.to_string(), reason: "not in this version".to_owned() })
+                .collect(),
+            settled: view.pending_places().next().is_none(),
+            places: places(view, stale),
+            host: view.plane.host.as_ref().map(|h| Host { bridge: h.bridge.clone(), old_layout: h.old_layout, ipv6: h.ipv6 }),
+            commits: view.plane.commits,
+            operations: view.plane.operations,
+            errors: view.plane.errors,
+            healed: view.plane.healed,
+        },
+        pending,
+        problems: view.problems(),
+    }
+}
+
+fn places(view: &View, stale: u64) -> Vec<Place> {
+    let place = |p: &swarmesh_dataplane::PlaceStatus| Place {
+        place: p.place.clone(),
+        path: p.path.display().to_string(),
+        applied: p.state == swarmesh_dataplane::PlaceState::Applied,
+        error: p.error.clone(),
+        since_seconds: p.since_seconds + stale,
+        fronts: p.fronts,
+        healed: p.healed,
+    };
+    view.plane.places.iter().map(place).collect()
+}
+
+/// Everything that `/readyz` waits for. A source that is out of reach is not among it: what is known stays applied.
+pub fn pending(view: &View) -> Vec<Pending> {
+    let mut pending = Vec::new();
+    if view.origin == Origin::None {
+        let detail =
+            view.source.as_ref().map(|s| s.detail.as_str()).filter(|d| !d.is_empty()).unwrap_or("the source has not delivered yet");
+        pending.push(Pending { what: "snapshot".to_owned(), why: detail.to_owned() });
+    }
+    if let Some(why) = &view.nameless {
+        pending.push(Pending { what: "node".to_owned(), why: why.clone() });
+    }
+    pending.extend(view.pending_places().map(|p| Pending { what: p.place.clone(), why: p.error.clone() }));
+    pending
+}

@@ -1,0 +1,252 @@
+//! The engine and the admin API together, on a kernel in memory.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may stop at the first surprise, as tests may")]
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::Value;
+use swarmesh_agent::{
+    Store,
+    admin::{self, Listener},
+    config::AdminAddress,
+    engine::{Engine, Settings},
+};
+use swarmesh_dataplane::{NftPlane, PlaneConfig};
+use swarmesh_kernel::fake::FakeKernel;
+use swarmesh_model::{Delta, Snapshot};
+use swarmesh_source::{SourceState, Update};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    sync::mpsc,
+};
+
+const SWARM: &str = r#"{"version": 1,
+"networks": [{"id": "back", "name": "back", "subnets": [{"subnet": "10.0.1.0/24"}]}],
+"services": [{"id": "s", "name": "web", "vips": [{"network": "back", "address": "10.0.1.2"}]}],
+"tasks": [{"id": "t1", "service": "s", "name": "web.1.t1", "node": "n1", "desired_state": "running", "state": "running",
+ "sandbox": "sb1", "addresses": [{"network": "back", "address": "10.0.1.5"}]}],
+"nodes": [{"id": "n1", "hostname": "node1"}]}"#;
+
+struct Agent {
+    directory: TempDir,
+    kernel: FakeKernel,
+    updates: mpsc::Sender<Update>,
+    engine: Engine,
+    admin: tokio::task::JoinHandle<()>,
+    socket: std::path::PathBuf,
+}
+
+impl Agent {
+    async fn start(directory: TempDir) -> Self {
+        let kernel = FakeKernel::new();
+        let (updates, received) = mpsc::channel(16);
+        let settings = Settings {
+            source: "snapshot:test".to_owned(),
+            node: None,
+            hostname: "node1".to_owned(),
+            takeover: swarmesh_plan::Takeover::On,
+            store: Store::new(directory.path().join("state")),
+            patience: Duration::from_millis(200),
+            audit_every: Duration::from_secs(60),
+        };
+        let config = PlaneConfig { netns_dir: directory.path().join("netns"), node_address: None };
+        let shared = kernel.clone();
+        let engine = Engine::start(settings, received, move || NftPlane::new(Arc::new(shared), config)).unwrap();
+        let socket = directory.path().join("admin.sock");
+        let listener = Listener::bind(&AdminAddress::Unix(socket.clone())).await.unwrap();
+        let admin = tokio::spawn(admin::serve(listener, engine.handle().clone()));
+        Self { directory, kernel, updates, engine, admin, socket }
+    }
+
+    /// Leaves the directory for the next one.
+    async fn stop(self) -> TempDir {
+        self.engine.stop().await;
+        self.admin.abort();
+        let _ = self.admin.await;
+        self.directory
+    }
+
+    fn add_sandbox(&self, name: &str) {
+        self.kernel.add_namespace(self.directory.path().join("netns").join(name));
+    }
+
+    async fn call(&self, method: &str, path: &str, headers: &str) -> (u16, String) {
+        let mut stream = UnixStream::connect(&self.socket).await.unwrap();
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    async fn get(&self, path: &str) -> (u16, Value) {
+        let (code, body) = self.call("GET", path, "").await;
+        (code, serde_json::from_str(&body).unwrap_or_default())
+    }
+
+    /// Asks until the answer's code is the wanted one.
+    async fn until(&self, path: &str, wanted: u16) -> Value {
+        for _ in 0..200 {
+            let (code, body) = self.get(path).await;
+            if code == wanted {
+                return body;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{path} never said {wanted}: {:?}", self.get(path).await);
+    }
+}
+
+fn swarm() -> Snapshot {
+    Snapshot::from_json(SWARM).unwrap()
+}
+
+fn connected() -> Update {
+    Update::State(SourceState {
+        source: "snapshot:test".to_owned(),
+        connected: true,
+        detail: String::new(),
+        node: None,
+        problems: Vec::new(),
+    })
+}
+
+#[tokio::test]
+async fn a_snapshot_becomes_ready_and_a_missing_sandbox_is_named() {
+    let agent = Agent::start(tempfile::tempdir().unwrap()).await;
+    assert_eq!(agent.get("/healthz").await.0, 200);
+    let waiting = agent.until("/readyz", 503).await;
+    assert_eq!(waiting["pending"][0]["what"], "snapshot");
+
+    agent.updates.send(connected()).await.unwrap();
+    agent.updates.send(Update::Full(swarm())).await.unwrap();
+    for _ in 0..200 {
+        if agent.get("/readyz").await.1["pending"][0]["what"] == "task web.1.t1" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(agent.get("/v1/endpoints").await.1[0]["applied"], false);
+
+    agent.add_sandbox("sb1");
+    let ready = agent.until("/readyz", 200).await;
+    assert_eq!(ready["ready"], true);
+    let status = agent.get("/v1/status").await.1;
+    assert_eq!(status["snapshot"]["version"], 1);
+    assert_eq!(status["snapshot"]["origin"], "source");
+    assert_eq!(status["node"]["id"], "n1");
+    assert_eq!(status["source"]["connected"], true);
+    assert_eq!(status["plane"]["others"][0]["reason"], "not in this version");
+    let endpoints = agent.get("/v1/endpoints").await.1;
+    assert_eq!(endpoints[0]["backends"][0]["address"], "10.0.1.5");
+    assert_eq!(endpoints[0]["applied"], true);
+    assert_eq!(agent.get("/v1/services").await.1[0]["ready"], 1);
+    assert_eq!(agent.get("/v1/plan").await.1["networks"]["back"]["10.0.1.2"]["name"], "web");
+    assert_eq!(agent.get("/v1/explain?target=vip%3A%2F%2Fweb").await.1["verdict"], "delivered");
+    let (_, snapshot) = agent.call("GET", "/v1/snapshot", "").await;
+    assert_eq!(Snapshot::from_json(&snapshot), Ok(swarm()));
+
+    let mut next = swarm();
+    next.version = 2;
+    next.tasks.clear();
+    agent.updates.send(Update::Delta(Delta::between(&swarm(), &next))).await.unwrap();
+    for _ in 0..200 {
+        if agent.get("/v1/status").await.1["snapshot"]["version"] == 2 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(agent.get("/v1/services").await.1[0]["total"], 0);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn the_last_good_snapshot_bridges_a_restart() {
+    let agent = Agent::start(tempfile::tempdir().unwrap()).await;
+    agent.add_sandbox("sb1");
+    agent.updates.send(Update::Full(swarm())).await.unwrap();
+    agent.until("/readyz", 200).await;
+    let directory = agent.stop().await;
+
+    let mut agent = Agent::start(directory).await;
+    agent.add_sandbox("sb1");
+    agent.engine.ready().await;
+    let status = agent.get("/v1/status").await.1;
+    assert_eq!(status["snapshot"]["origin"], "state-dir");
+    assert_eq!(status["snapshot"]["version"], 1);
+    assert_eq!(agent.until("/readyz", 200).await["ready"], true);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn only_this_node_drains_and_a_restart_does_not_forget() {
+    let agent = Agent::start(tempfile::tempdir().unwrap()).await;
+    assert_eq!(agent.call("POST", "/v1/drain", "Origin: http://evil.example\r\n").await.0, 403);
+    assert_eq!(agent.call("GET", "/v1/drain", "").await.0, 405);
+    assert_eq!(agent.get("/v1/status").await.1["draining"], false);
+    assert_eq!(agent.call("POST", "/v1/drain", "").await.0, 200);
+    assert_eq!(agent.get("/v1/status").await.1["draining"], true);
+    let directory = agent.stop().await;
+
+    let mut agent = Agent::start(directory).await;
+    agent.engine.ready().await;
+    assert_eq!(agent.get("/v1/status").await.1["draining"], true);
+    assert_eq!(agent.call("POST", "/v1/resume", "").await.0, 200);
+    assert_eq!(agent.get("/v1/status").await.1["draining"], false);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn odd_requests_get_plain_answers() {
+    let agent = Agent::start(tempfile::tempdir().unwrap()).await;
+    for (method, path, code) in [
+        ("GET", "/v1/names", 404),
+        ("GET", "/v1/routes", 404),
+        ("GET", "/nowhere", 404),
+        ("DELETE", "/v1/plan", 405),
+        ("GET", "/v1/explain", 400),
+        ("GET", "/v1/explain?target=dns%3A%2F%2Fweb", 400),
+        ("GET", "/v1/health/published/tcp/8000", 503),
+        ("GET", "/v1/health/published/sctp/8000", 400),
+        ("GET", "/v1/health/published/tcp/0", 400),
+        ("GET", "/v1/health/published/tcp", 400),
+    ] {
+        let (answered, body) = agent.call(method, path, "").await;
+        assert_eq!(answered, code, "{method} {path}");
+        assert!(serde_json::from_str::<Value>(&body).unwrap()["error"].is_string(), "{method} {path}: {body}");
+    }
+    assert_eq!(agent.call("POST", "/v1/drain", "Content-Length: 100000\r\n").await.0, 413);
+
+    let (code, text) = agent.call("GET", "/metrics", "").await;
+    assert_eq!(code, 200);
+    for line in [
+        "swarmesh_build_info{version=",
+        "swarmesh_source_connected 0",
+        "swarmesh_places_pending 0",
+        "swarmesh_apply_seconds_count 0",
+        "# EOF",
+    ] {
+        assert!(text.contains(line), "{line} in\n{text}");
+    }
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn uninstall_refuses_while_an_agent_answers() {
+    let agent = Agent::start(tempfile::tempdir().unwrap()).await;
+    let mut command = tokio::task::spawn_blocking({
+        let socket = agent.socket.clone();
+        move || {
+            std::process::Command::new(env!("CARGO_BIN_EXE_swarmesh"))
+                .args(["uninstall", "--netns-dir", "/nonexistent", "--state-dir", "/nonexistent", "--admin"])
+                .arg(socket)
+                .output()
+        }
+    });
+    let output = (&mut command).await.unwrap().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("stop it first, or use --force"));
+    agent.stop().await;
+}

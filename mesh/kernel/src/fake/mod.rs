@@ -1,0 +1,329 @@
+//! A kernel in memory, for tests of everything above the seam.
+//!
+//! A fake proves only what it was taught. So each rule about nftables that it was taught is a row in `tests/twins.rs`, which
+//! runs against this kernel and against the real one in a namespace of its own. Teach it nothing without a row there.
+//!
+//! What it does not know: packets (no rule is ever evaluated), timeouts, the contents of rules loaded as text beyond
+//! the chains they go or jump to, and which sysctls there are (an unset one reads "0").
+
+mod namespace;
+mod script;
+mod tables;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    fmt,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use namespace::FakeNamespace;
+use tables::Tables;
+
+use crate::{
+    DefaultRoute, Element, Expr, Family, FlowFilter, Interface, Kernel, KernelError, Namespace, NftEvent, NftMonitor, NftOp, SetName,
+    nft::MonitorFeed,
+};
+
+/// Stands for the agent's own namespace among the paths.
+const HERE: &str = "/proc/self/ns/net";
+
+/// What a test can make fail, see [`FakeView::fail_next`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "named after the methods of Kernel and Namespace; Route is all of rules, routes and neighbours")]
+pub enum Call {
+    Open,
+    OpenMonitor,
+    LoadScript,
+    Commit,
+    Elements,
+    Chains,
+    FlushFlows,
+    Sysctl,
+    Interfaces,
+    Route,
+    ForwardRule,
+}
+
+/// A policy rule: IPv6, mark, mask, table, priority.
+pub type FwmarkRule = (bool, u32, u32, u32, u32);
+
+/// A rule as it was added.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FakeRule {
+    /// By [`NftOp::AddRule`]: comment and expressions.
+    Op(String, Vec<Expr>),
+    /// By a script: the rule's text.
+    Text(String),
+}
+
+/// Everything of one namespace.
+#[derive(Debug, Default)]
+struct State {
+    removed: bool,
+    tables: Tables,
+    generation: u32,
+    last_port: u32,
+    interfaces: Vec<Interface>,
+    routes: BTreeMap<(bool, u32), DefaultRoute>,
+    rules: BTreeSet<FwmarkRule>,
+    neighbours: BTreeMap<(u32, IpAddr), [u8; 6]>,
+    sysctls: BTreeMap<String, String>,
+    docker_user: Option<Vec<Vec<String>>>,
+    flushed: Vec<FlowFilter>,
+    commits: Vec<Vec<NftOp>>,
+    scripts: Vec<String>,
+    writes: usize,
+    faults: HashMap<Call, VecDeque<i32>>,
+    monitors: Vec<MonitorFeed>,
+}
+
+impl State {
+    fn fault(&mut self, call: Call, action: &str) -> Result<(), KernelError> {
+        match self.faults.get_mut(&call).and_then(VecDeque::pop_front) {
+            Some(errno) => Err(KernelError::from_errno(action, errno)),
+            None => Ok(()),
+        }
+    }
+
+    fn next_port(&mut self) -> u32 {
+        self.last_port += 1;
+        self.last_port
+    }
+
+    fn commit(&mut self, ops: &[NftOp], port: u32) -> Result<(), KernelError> {
+        if ops.is_empty() {
+            return Ok(());
+        }
+        let mut changed = self.tables.clone();
+        let mut events = Vec::new();
+        for op in ops {
+            changed.apply(op, port, &mut events)?;
+        }
+        self.tables = changed;
+        self.committed(port, events);
+        Ok(())
+    }
+
+    fn committed(&mut self, port: u32, mut events: Vec<NftEvent>) {
+        self.generation += 1;
+        events.push(NftEvent::Generation { id: self.generation, pid: None, name: None, port });
+        events.dedup();
+        self.monitors.retain_mut(|monitor| events.iter().all(|event| monitor.push(event.clone())));
+    }
+}
+
+type Shared = Arc<Mutex<State>>;
+
+/// A poisoned lock only says that some test failed already.
+fn locked(state: &Shared) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The kernel in memory. Clones share everything.
+#[derive(Clone, Default)]
+pub struct FakeKernel {
+    namespaces: Arc<Mutex<BTreeMap<PathBuf, Shared>>>,
+}
+
+impl fmt::Debug for FakeKernel {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("FakeKernel").finish_non_exhaustive()
+    }
+}
+
+impl FakeKernel {
+    /// A kernel with the agent's own namespace only.
+    pub fn new() -> Self {
+        let kernel = Self::default();
+        kernel.add_namespace(Path::new(HERE));
+        kernel
+    }
+
+    /// Adds an empty namespace, or replaces the one that was there; handles to that one keep working on it.
+    pub fn add_namespace(&self, path: impl AsRef<Path>) -> FakeView {
+        let state = Shared::default();
+        self.namespaces.lock().unwrap_or_else(PoisonError::into_inner).insert(path.as_ref().to_path_buf(), Arc::clone(&state));
+        FakeView { state }
+    }
+
+    /// Removes a path: opening it is [`KernelError::NamespaceGone`] from now on, open handles keep the namespace alive.
+    pub fn remove_namespace(&self, path: impl AsRef<Path>) {
+        if let Some(state) = self.namespaces.lock().unwrap_or_else(PoisonError::into_inner).remove(path.as_ref()) {
+            locked(&state).removed = true;
+        }
+    }
+
+    /// A look at the namespace behind a path, and the means to disturb it; `None` if there is none.
+    pub fn at(&self, path: impl AsRef<Path>) -> Option<FakeView> {
+        let namespaces = self.namespaces.lock().unwrap_or_else(PoisonError::into_inner);
+        namespaces.get(path.as_ref()).map(|state| FakeView { state: Arc::clone(state) })
+    }
+
+    /// A look at the agent's own namespace.
+    pub fn here(&self) -> FakeView {
+        self.at(HERE).unwrap_or_else(|| self.add_namespace(HERE))
+    }
+
+    fn find(&self, path: &Path) -> Result<Shared, KernelError> {
+        self.at(path).map(|view| view.state).ok_or_else(|| KernelError::NamespaceGone { path: path.to_path_buf() })
+    }
+}
+
+impl Kernel for FakeKernel {
+    fn open(&self, path: &Path) -> Result<Box<dyn Namespace>, KernelError> {
+        let state = self.find(path)?;
+        let port = {
+            let mut state = locked(&state);
+            state.fault(Call::Open, &format!("open the network namespace {}", path.display()))?;
+            state.next_port()
+        };
+        Ok(Box::new(FakeNamespace::new(state, port)))
+    }
+
+    fn open_current(&self) -> Result<Box<dyn Namespace>, KernelError> {
+        self.open(Path::new(HERE))
+    }
+
+    fn open_monitor(&self, path: Option<&Path>) -> Result<NftMonitor, KernelError> {
+        let state = self.find(path.unwrap_or(Path::new(HERE)))?;
+        let mut state = locked(&state);
+        state.fault(Call::OpenMonitor, "listen to nftables")?;
+        let (monitor, feed) = NftMonitor::fed()?;
+        state.monitors.push(feed);
+        Ok(monitor)
+    }
+}
+
+/// What a test sees of one namespace, and what it can do to it behind the data plane's back.
+#[derive(Clone)]
+pub struct FakeView {
+    state: Shared,
+}
+
+impl fmt::Debug for FakeView {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("FakeView").finish_non_exhaustive()
+    }
+}
+
+impl FakeView {
+    /// Makes the next such call fail with that positive errno. Several are taken in order.
+    pub fn fail_next(&self, call: Call, errno: i32) {
+        locked(&self.state).faults.entry(call).or_default().push_back(errno);
+    }
+
+    /// Sets the interfaces.
+    pub fn set_interfaces(&self, interfaces: Vec<Interface>) {
+        locked(&self.state).interfaces = interfaces;
+    }
+
+    /// Sets the default route of the main table.
+    pub fn set_default_route(&self, v6: bool, route: Option<DefaultRoute>) {
+        let mut state = locked(&self.state);
+        match route {
+            Some(route) => state.routes.insert((v6, namespace::MAIN_TABLE), route),
+            None => state.routes.remove(&(v6, namespace::MAIN_TABLE)),
+        };
+    }
+
+    /// Sets a sysctl, uncounted.
+    pub fn set_sysctl(&self, key: &str, value: &str) {
+        locked(&self.state).sysctls.insert(key.to_owned(), value.to_owned());
+    }
+
+    /// Adds or removes Docker's DOCKER-USER chain.
+    pub fn set_docker_user(&self, present: bool) {
+        locked(&self.state).docker_user = present.then(Vec::new);
+    }
+
+    /// A stranger's commit: told to monitors under a port of its own, neither recorded nor counted.
+    pub fn commit_as_stranger(&self, ops: &[NftOp]) -> Result<(), KernelError> {
+        let mut state = locked(&self.state);
+        let port = state.next_port();
+        state.commit(ops, port)
+    }
+
+    /// Makes every monitor of this namespace lose events.
+    pub fn lose_events(&self) {
+        locked(&self.state).monitors.retain_mut(|monitor| monitor.push(NftEvent::Lost));
+    }
+
+    /// All successful commits with operations, in order.
+    pub fn commits(&self) -> Vec<Vec<NftOp>> {
+        locked(&self.state).commits.clone()
+    }
+
+    /// All scripts that were loaded, in order.
+    pub fn scripts(&self) -> Vec<String> {
+        locked(&self.state).scripts.clone()
+    }
+
+    /// How often anything was changed through handles: commits, scripts, and each `ensure` or `remove` that found work.
+    pub fn writes(&self) -> usize {
+        locked(&self.state).writes
+    }
+
+    /// Forgets recorded commits, scripts, flushes and the count.
+    pub fn forget_records(&self) {
+        let mut state = locked(&self.state);
+        state.commits.clear();
+        state.scripts.clear();
+        state.flushed.clear();
+        state.writes = 0;
+    }
+
+    /// All filters that flows were flushed by.
+    pub fn flushed(&self) -> Vec<FlowFilter> {
+        locked(&self.state).flushed.clone()
+    }
+
+    /// Elements of a set, by key; empty if there is no such set.
+    pub fn elements(&self, set: SetName) -> Vec<Element> {
+        locked(&self.state).tables.elements(set).unwrap_or_default()
+    }
+
+    /// Names of the chains of a table; `None` if there is no such table.
+    pub fn chains(&self, family: Family, table: &str) -> Option<Vec<String>> {
+        locked(&self.state).tables.chains(family, table)
+    }
+
+    /// Rules of a chain; empty if there is no such chain.
+    pub fn rules(&self, family: Family, table: &str, chain: &str) -> Vec<FakeRule> {
+        locked(&self.state).tables.rules(family, table, chain).to_vec()
+    }
+
+    /// All tables.
+    pub fn tables(&self) -> Vec<(Family, String)> {
+        locked(&self.state).tables.names()
+    }
+
+    /// Policy rules by mark.
+    pub fn fwmark_rules(&self) -> Vec<FwmarkRule> {
+        locked(&self.state).rules.iter().copied().collect()
+    }
+
+    /// The default route of a table.
+    pub fn route(&self, v6: bool, table: u32) -> Option<DefaultRoute> {
+        locked(&self.state).routes.get(&(v6, table)).copied()
+    }
+
+    /// A permanent neighbour.
+    pub fn neighbour(&self, index: u32, address: IpAddr) -> Option<[u8; 6]> {
+        locked(&self.state).neighbours.get(&(index, address)).copied()
+    }
+
+    /// A sysctl, if it was ever set.
+    pub fn sysctl(&self, key: &str) -> Option<String> {
+        locked(&self.state).sysctls.get(key).cloned()
+    }
+
+    /// Rules in DOCKER-USER, first one first; `None` without the chain.
+    pub fn docker_user(&self) -> Option<Vec<Vec<String>>> {
+        locked(&self.state).docker_user.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests;

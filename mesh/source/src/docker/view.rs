@@ -1,0 +1,278 @@
+//! What the engine has said so far, and the snapshot that follows from it.
+//!
+//! Lists of different kinds are read at different moments, so a task may name a service that is not listed yet, or no longer.
+//! [`View::assemble`] makes snapshots whose objects agree with each other, whatever the order of arrival was.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use hyper::body::Bytes;
+use swarmesh_model::{
+    Network, NetworkId, Node, NodeId, Problem, PublishMode, Service, ServiceId, ServiceNetwork, Snapshot, Task, TaskAddress, TaskState,
+};
+
+use super::{http::ApiError, kind::Kind, wire};
+
+const TASK_LABEL: &str = "com.docker.swarm.task.id";
+
+#[derive(Debug, Default)]
+pub(super) struct View {
+    pub(super) networks: Kind<Network>,
+    pub(super) tasks: Kind<Task>,
+    pub(super) nodes: Kind<Node>,
+    services: Kind<Service>,
+    /// Removed services whose tasks still run: Docker forgets a service at once, and its tasks after their stop grace period.
+    leaving: BTreeMap<String, Arc<Service>>,
+    containers: BTreeMap<String, Local>,
+    /// This node's own id.
+    pub(super) node: Option<NodeId>,
+}
+
+/// What is known of a container on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Local {
+    /// The swarm task that it carries out.
+    task: Option<String>,
+    name: String,
+    hostname: Option<String>,
+    sandbox: Option<String>,
+    running: bool,
+    healthy: Option<bool>,
+    addresses: Vec<TaskAddress>,
+}
+
+impl View {
+    pub(super) fn take_services(&mut self, path: &str, body: Bytes) -> Result<bool, ApiError> {
+        let before = self.services.objects().clone();
+        let changed = self.services.take(path, body)?;
+        if changed {
+            let now = self.services.objects();
+            self.leaving.retain(|id, _| !now.contains_key(id));
+            self.leaving.extend(before.into_iter().filter(|(id, _)| !now.contains_key(id)));
+        }
+        Ok(changed)
+    }
+
+    /// True when some task belongs to a service that nobody has heard of: it is time to list services.
+    pub(super) fn misses_a_service(&self) -> bool {
+        let known = |id: &ServiceId| self.services.objects().contains_key(id.as_str()) || self.leaving.contains_key(id.as_str());
+        // A task on its way out belongs to a service that was removed before this agent started.
+        let wanted = |task: &Task| task.desired_state <= TaskState::Running;
+        self.tasks.objects().values().any(|t| wanted(t) && t.service.as_ref().is_some_and(|s| !known(s)))
+    }
+
+    /// Containers from `/containers/json` that may matter, by id. Those that are gone are noted.
+    pub(super) fn take_container_list(&mut self, path: &str, body: &[u8]) -> Result<BTreeSet<String>, ApiError> {
+        let garbled = |error: serde_json::Error| ApiError::Garbled { path: path.to_owned(), message: error.to_string() };
+        let list: Option<Vec<serde_json::Value>> = serde_json::from_slice(body).map_err(garbled)?;
+        let mut listed = BTreeSet::new();
+        for value in list.unwrap_or_default() {
+            // One that is not understood is no reason to overlook the others.
+            let Ok(line) = serde_json::from_value::<wire::ContainerLine>(value) else { continue };
+            let in_swarm =
+                || line.network_settings.networks.values().flatten().any(|e| self.networks.objects().contains_key(&e.network_id));
+            if !line.id.is_empty() && (line.labels.contains_key(TASK_LABEL) || in_swarm()) {
+                listed.insert(line.id);
+            }
+        }
+        let gone: Vec<String> = self.containers.keys().filter(|id| !listed.contains(*id)).cloned().collect();
+        gone.iter().for_each(|id| {
+            self.container_gone(id);
+        });
+        Ok(listed)
+    }
+
+    /// The answer to `/containers/{id}/json`. True when something is different from before.
+    pub(super) fn take_container(&mut self, path: &str, body: &[u8]) -> Result<bool, ApiError> {
+        let garbled = |message: String| ApiError::Garbled { path: path.to_owned(), message };
+        let container: wire::Container = serde_json::from_slice(body).map_err(|e| garbled(e.to_string()))?;
+        if container.id.is_empty() {
+            return Err(garbled("Id is missing".to_owned()));
+        }
+        let id = container.id.clone();
+        let local = Local::from_wire(container);
+        let changed = self.containers.get(&id) != Some(&local);
+        self.containers.insert(id, local);
+        Ok(changed)
+    }
+
+    /// The engine does not know this container any more, or does not list it as running.
+    pub(super) fn container_gone(&mut self, id: &str) -> bool {
+        match self.containers.get_mut(id) {
+            // The swarm takes a moment to notice. Until then the task is still listed as running, and must not be used.
+            Some(local) if local.task.as_ref().is_some_and(|task| self.tasks.objects().contains_key(task)) => {
+                let changed = local.running;
+                local.stop();
+                changed
+            }
+            Some(_) => self.containers.remove(id).is_some(),
+            None => false,
+        }
+    }
+
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        [self.networks.problems(), self.services.problems(), self.tasks.problems(), self.nodes.problems()].concat()
+    }
+
+    /// The snapshot of what is known, with references to listed objects only.
+    pub(super) fn assemble(&mut self, version: u64) -> Snapshot {
+        let mut snapshot = Snapshot { version, ..Snapshot::default() };
+        for network in self.networks.objects().values() {
+            snapshot.networks.insert(network.id.clone(), Arc::clone(network));
+        }
+        for node in self.nodes.objects().values() {
+            snapshot.nodes.insert(node.id.clone(), Arc::clone(node));
+        }
+        let names: HashMap<&str, &NetworkId> = snapshot.networks.values().map(|n| (n.name.as_str(), &n.id)).collect();
+        let services: Vec<Arc<Service>> = self.services.objects().values().map(|s| connected(s, &snapshot, &names)).collect();
+        let leaving = self.leaving_services(&snapshot, &names);
+        for service in services.into_iter().chain(leaving) {
+            snapshot.services.insert(service.id.clone(), service);
+        }
+        self.add_tasks(&mut snapshot);
+        snapshot
+    }
+
+    /// Removed services with tasks left, less what others have been given since.
+    fn leaving_services(&mut self, snapshot: &Snapshot, names: &HashMap<&str, &NetworkId>) -> Vec<Arc<Service>> {
+        if self.leaving.is_empty() {
+            return Vec::new();
+        }
+        let tasked: HashSet<&str> = self.tasks.objects().values().filter_map(|t| t.service.as_ref()).map(ServiceId::as_str).collect();
+        let live = self.services.objects().values();
+        let taken: HashSet<&str> = live.clone().map(|s| s.name.as_str()).collect();
+        let ports: HashSet<_> = live
+            .clone()
+            .flat_map(|s| &s.ports)
+            .filter(|p| p.publish_mode == PublishMode::Ingress)
+            .map(|p| (p.protocol, p.published_port))
+            .collect();
+        let vips: HashSet<_> = live.flat_map(|s| &s.vips).map(|v| (&v.network, v.address)).collect();
+        self.leaving.retain(|id, service| tasked.contains(id.as_str()) && !taken.contains(service.name.as_str()));
+        self.leaving
+            .values()
+            .map(|service| {
+                let mut service = Service::clone(&connected(service, snapshot, names));
+                service.ports.retain(|p| p.publish_mode == PublishMode::Host || !ports.contains(&(p.protocol, p.published_port)));
+                service.vips.retain(|v| !vips.contains(&(&v.network, v.address)));
+                Arc::new(service)
+            })
+            .collect()
+    }
+
+    fn add_tasks(&self, snapshot: &mut Snapshot) {
+        let locals: HashMap<&str, &Local> = self.containers.values().filter_map(|l| Some((l.task.as_deref()?, l))).collect();
+        for task in self.tasks.objects().values() {
+            let Some(service) = task.service.as_ref().and_then(|id| snapshot.services.get(id)) else { continue };
+            let mut task = Task::clone(task);
+            let place = match (task.slot, &task.node) {
+                (Some(slot), _) => slot.to_string(),
+                (None, Some(node)) => node.to_string(),
+                (None, None) => "0".to_owned(),
+            };
+            task.name = format!("{}.{place}.{}", service.name, task.id);
+            task.node = task.node.filter(|node| snapshot.nodes.contains_key(node));
+            task.addresses.retain(|a| snapshot.networks.contains_key(&a.network));
+            if let Some(local) = locals.get(task.id.as_str()) {
+                task.sandbox.clone_from(&local.sandbox);
+                task.healthy = if local.running { local.healthy } else { Some(false) };
+                if let Some(hostname) = &local.hostname {
+                    task.hostname = Some(hostname.clone());
+                }
+            }
+            snapshot.insert_task(task);
+        }
+        let node = self.node.clone().filter(|node| snapshot.nodes.contains_key(node));
+        for (id, local) in self.containers.iter().filter(|(_, l)| l.task.is_none() && l.running) {
+            let addresses: Vec<_> = local.addresses.iter().filter(|a| snapshot.networks.contains_key(&a.network)).cloned().collect();
+            if addresses.is_empty() {
+                continue;
+            }
+            snapshot.insert_task(Task {
+                id: id.as_str().into(),
+                service: None,
+                name: local.name.clone(),
+                slot: None,
+                node: node.clone(),
+                desired_state: TaskState::Running,
+                state: TaskState::Running,
+                container: Some(id.clone()),
+                hostname: local.hostname.clone(),
+                sandbox: local.sandbox.clone(),
+                healthy: local.healthy,
+                addresses,
+                ports: None,
+            });
+        }
+    }
+}
+
+/// The service with references to listed networks only, and without the ingress network, which is nobody's to join.
+fn connected(service: &Arc<Service>, snapshot: &Snapshot, names: &HashMap<&str, &NetworkId>) -> Arc<Service> {
+    let joinable = |id: &NetworkId| snapshot.networks.get(id).is_some_and(|n| !n.ingress);
+    if service.networks.iter().all(|n| joinable(&n.network)) && service.vips.iter().all(|v| snapshot.networks.contains_key(&v.network)) {
+        return Arc::clone(service);
+    }
+    let mut service = Service::clone(service);
+    service.networks = std::mem::take(&mut service.networks)
+        .into_iter()
+        .filter_map(|n| {
+            // A spec may name a network by its name as well.
+            let network = if snapshot.networks.contains_key(&n.network) { n.network } else { (*names.get(n.network.as_str())?).clone() };
+            joinable(&network).then_some(ServiceNetwork { network, aliases: n.aliases })
+        })
+        .collect();
+    service.vips.retain(|v| snapshot.networks.contains_key(&v.network));
+    Arc::new(service)
+}
+
+impl Local {
+    fn from_wire(container: wire::Container) -> Self {
+        let name = container.name.trim_start_matches('/').to_owned();
+        let short: String = container.id.chars().take(12).collect();
+        let mut addresses = Vec::new();
+        for endpoint in container.network_settings.networks.into_values().flatten() {
+            // The container's name and short id follow from itself, whether the engine lists them or not (it does so differently by version).
+            let known = |alias: &String| *alias != name && *alias != short && !alias.is_empty();
+            let aliases: BTreeSet<String> = endpoint.aliases.into_iter().chain(endpoint.dns_names).filter(known).collect();
+            for text in [endpoint.ip_address, endpoint.global_ipv6_address] {
+                if let Ok(address) = text.parse::<IpAddr>() {
+                    let aliases = aliases.iter().cloned().collect();
+                    addresses.push(TaskAddress { network: endpoint.network_id.as_str().into(), address, aliases });
+                }
+            }
+        }
+        let labels = container.config.labels;
+        let mut local = Self {
+            task: labels.get(TASK_LABEL).cloned().flatten().filter(|t| !t.is_empty()),
+            name,
+            hostname: Some(container.config.hostname).filter(|h| !h.is_empty()),
+            sandbox: sandbox(&container.network_settings.sandbox_key),
+            running: container.state.running,
+            healthy: match container.state.health.status.as_str() {
+                "healthy" => Some(true),
+                "unhealthy" => Some(false),
+                _ => None,
+            },
+            addresses,
+        };
+        if !local.running {
+            local.stop();
+        }
+        local
+    }
+
+    fn stop(&mut self) {
+        self.running = false;
+        self.sandbox = None;
+    }
+}
+
+/// `/var/run/docker/netns/fc2fb6c63009` → `fc2fb6c63009`. The host's own namespace (`default`) is no sandbox.
+fn sandbox(key: &str) -> Option<String> {
+    let name = key.rsplit('/').next().unwrap_or_default();
+    (!name.is_empty() && !name.starts_with('.') && name != "default").then(|| name.to_owned())
+}

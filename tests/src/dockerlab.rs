@@ -1,0 +1,413 @@
+//! Real engines on one machine: a swarm of dockerd processes, each in network, mount and UTS namespaces of its own, on one
+//! LAN with two clients outside of the swarm.
+//!
+//! ```text
+//!   client1 .101   client2 .102        192.0.2.0/24, 2001:db8::/64
+//!        \            /
+//!         bridge `lan`  (in a namespace of its own: the host's stays as it is)
+//!        /      |      \
+//!   n1 .11   n2 .12   n3 .13           eth0 of each node
+//! ```
+//!
+//! Inside of a node everything is where an engine of its own machine has it: `/var/run/docker.sock`, `/var/run/docker/netns`.
+//! All processes of a lab are in cgroups below its name, so that one write ends them all, whoever started them.
+
+mod cleanup;
+mod rootfs;
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread::{self, sleep},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+pub use cleanup::residue;
+pub use rootfs::Rootfs;
+
+const ENGINE_STARTS: Duration = Duration::from_secs(30);
+
+/// A running lab; gone with everything in it when dropped.
+#[derive(Debug)]
+pub struct DockerLab {
+    prefix: String,
+    work: PathBuf,
+    nodes: Vec<Node>,
+}
+
+#[derive(Debug)]
+struct Node {
+    name: String,
+    work: PathBuf,
+    /// Holds the node's namespaces while its engine is down.
+    keeper: Child,
+    engine: Option<Child>,
+}
+
+impl DockerLab {
+    /// Brings up `nodes` engines, the first `managers` of which are the swarm's managers.
+    pub fn up(prefix: &str, nodes: usize, managers: usize) -> Result<Self> {
+        ensure!(
+            (1..=10).contains(&prefix.len()) && prefix.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()),
+            "lab name {prefix:?}: use 1 to 10 small letters and digits"
+        );
+        ensure!((1..=80).contains(&nodes) && (1..=nodes).contains(&managers), "a lab has 1 to 80 nodes and at least one manager");
+        ensure!(nix::unistd::geteuid().is_root(), "a lab needs root for its namespaces");
+        Self::sweep(prefix)?;
+        let work = cleanup::work_dir(prefix);
+        fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
+        let mut lab = Self { prefix: prefix.to_owned(), work, nodes: Vec::new() };
+        lab.make_lan(nodes)?;
+        for index in 0..nodes {
+            let node = Node::start(&lab, index)?;
+            lab.nodes.push(node);
+        }
+        for index in 0..nodes {
+            lab.start_engine(index)?;
+        }
+        for index in 0..nodes {
+            lab.wait_for_engine(index)?;
+        }
+        lab.form_swarm(managers)?;
+        Ok(lab)
+    }
+
+    /// Removes what an earlier lab of this name left, however it ended.
+    pub fn sweep(prefix: &str) -> Result<()> {
+        cleanup::remove(prefix)
+    }
+
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// For the caller's own files; removed with the lab.
+    pub fn work(&self) -> &Path {
+        &self.work
+    }
+
+    /// The node's address on the LAN.
+    pub fn address(&self, node: usize) -> IpAddr {
+        address(node)
+    }
+
+    /// The engine's socket, as seen from outside of the node.
+    pub fn socket(&self, node: usize) -> PathBuf {
+        self.node_dir(node).join("docker.sock")
+    }
+
+    /// The node's `/var/run/docker/netns`, as seen from outside of its mount namespace.
+    pub fn netns_dir(&self, node: usize) -> Result<PathBuf> {
+        // By its real name: /var/run is an absolute link, which would lead back to this process's own /run.
+        Ok(PathBuf::from(format!("/proc/{}/root/run/docker/netns", self.node(node)?.keeper.id())))
+    }
+
+    /// Name of the node's network namespace below `/run/netns`.
+    pub fn node_netns(&self, node: usize) -> String {
+        format!("{}-{}", self.prefix, node_name(node))
+    }
+
+    /// Name of the network namespace of client 1 or 2.
+    pub fn client_netns(&self, client: usize) -> String {
+        format!("{}-client{client}", self.prefix)
+    }
+
+    /// The network namespace of one of the node's containers, as a path for `setns`.
+    pub fn task_netns(&self, node: usize, container: &str) -> Result<PathBuf> {
+        let key = self.docker(node, &["inspect", "--format", "{{.NetworkSettings.SandboxKey}}", container])?;
+        let name = key.trim().rsplit('/').next().filter(|n| !n.is_empty()).with_context(|| format!("{container} has no sandbox"))?;
+        Ok(self.netns_dir(node)?.join(name))
+    }
+
+    /// Runs the Docker client against a node's engine and returns what it printed.
+    pub fn docker(&self, node: usize, args: &[&str]) -> Result<String> {
+        let mut command = Command::new("docker");
+        command.args(args);
+        output(self.docker_env(node, &mut command))
+    }
+
+    fn docker_env<'a>(&self, node: usize, command: &'a mut Command) -> &'a mut Command {
+        let socket = format!("unix://{}", self.socket(node).display());
+        // A configuration of its own: nothing of the caller's contexts, plugins or credentials.
+        command.env("DOCKER_HOST", socket).env("DOCKER_CONFIG", self.work.join("cli")).env_remove("DOCKER_CONTEXT")
+    }
+
+    /// Runs a program of this machine in a node's network, mount and UTS namespaces.
+    pub fn exec_node(&self, node: usize, args: &[&str]) -> Result<String> {
+        let (program, args) = args.split_first().context("nothing to run")?;
+        output(self.command_in_node(node, program)?.args(args))
+    }
+
+    /// Runs a program of this machine as client 1 or 2: on the LAN, outside of the swarm.
+    pub fn exec_client(&self, client: usize, args: &[&str]) -> Result<String> {
+        output(self.command_in_client(client).args(args))
+    }
+
+    /// A command that runs in a client's network namespace; add program and arguments.
+    pub fn command_in_client(&self, client: usize) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.client_netns(client))).arg("--");
+        command
+    }
+
+    /// A command that runs in a node's namespaces; add arguments, environment, input and output as usual. The process
+    /// id is the program's own, and the program ends with the lab at the latest.
+    pub fn command_in_node(&self, node: usize, program: &str) -> Result<Command> {
+        let keeper = self.node(node)?.keeper.id();
+        let procs = cleanup::cgroup(&self.prefix)?.join(node_name(node)).join("engine/cgroup.procs");
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(procs);
+        command.args(["nsenter", "--net", "--mount", "--uts", "--target", &keeper.to_string(), "--", program]);
+        Ok(command)
+    }
+
+    /// Starts the command's program with its arguments and environment in a node's namespaces, such as an agent.
+    pub fn spawn_in_node(&self, node: usize, command: &Command) -> Result<Child> {
+        let program = command.get_program().to_str().context("the program's name is not text")?;
+        let mut inside = self.command_in_node(node, program)?;
+        inside.args(command.get_args()).stdin(Stdio::null());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => inside.env(name, value),
+                None => inside.env_remove(name),
+            };
+        }
+        inside.spawn().with_context(|| format!("cannot start {program} in {}", node_name(node)))
+    }
+
+    /// Imports a directory as an image into every node. What runs in it must be in it: see [`Rootfs`].
+    pub fn import_image(&self, tag: &str, rootfs: &Path) -> Result<()> {
+        let tar = self.work.join("image.tar");
+        output(Command::new("tar").arg("-C").arg(rootfs).arg("-cf").arg(&tar).arg("."))?;
+        let tar = tar.to_str().context("the lab's directory is not text")?;
+        thread::scope(|scope| {
+            let imports: Vec<_> = (0..self.nodes.len()).map(|node| scope.spawn(move || self.docker(node, &["import", tar, tag]))).collect();
+            imports.into_iter().try_for_each(|import| match import.join() {
+                Ok(result) => result.map(drop),
+                Err(_) => bail!("an import of {tag} panicked"),
+            })
+        })?;
+        Ok(fs::remove_file(tar)?)
+    }
+
+    /// Starts a node's engine, which must not be running.
+    pub fn start_engine(&mut self, node: usize) -> Result<()> {
+        ensure!(self.node(node)?.engine.is_none(), "the engine of {} runs already", node_name(node));
+        let dir = self.node_dir(node);
+        let log = File::options().create(true).append(true).open(dir.join("dockerd.log"))?;
+        let mut command = self.command_in_node(node, "dockerd")?;
+        command.arg("--data-root").arg(dir.join("data")).args(["--exec-root", "/var/run/docker"]);
+        command.arg("--pidfile").arg(dir.join("dockerd.pid")).args(["--host", "unix:///var/run/docker.sock", "--host"]);
+        command.arg(format!("unix://{}", self.socket(node).display()));
+        command.arg("--cgroup-parent").arg(format!("/{}/{}", self.prefix, node_name(node)));
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let engine = command.spawn().context("cannot start dockerd; is docker.io installed?")?;
+        self.node_mut(node)?.engine = Some(engine);
+        Ok(())
+    }
+
+    /// Waits until the engine answers.
+    pub fn wait_for_engine(&mut self, node: usize) -> Result<()> {
+        let socket = self.socket(node);
+        let log = self.node_dir(node).join("dockerd.log");
+        let engine = self.node_mut(node)?.engine.as_mut().context("the engine is not started")?;
+        let started = Instant::now();
+        while !answers(&socket) {
+            let ended = engine.try_wait()?;
+            if ended.is_some() || started.elapsed() > ENGINE_STARTS {
+                let text = fs::read_to_string(&log).unwrap_or_default();
+                let tail: Vec<_> = text.lines().rev().take(5).collect();
+                bail!("the engine of {} does not answer (ended: {ended:?}): {}", node_name(node), tail.join("\n"));
+            }
+            sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Sends the engine a signal.
+    pub fn signal_engine(&self, node: usize, signal: Signal) -> Result<()> {
+        let engine = self.node(node)?.engine.as_ref().context("the engine is not started")?;
+        kill(Pid::from_raw(i32::try_from(engine.id())?), signal).with_context(|| format!("cannot signal the engine of {}", node_name(node)))
+    }
+
+    /// Stops the engine (`SIGTERM`: its containers end too; `SIGKILL`: they stay) and waits for its end.
+    pub fn stop_engine(&mut self, node: usize, signal: Signal) -> Result<()> {
+        self.signal_engine(node, signal)?;
+        let mut engine = self.node_mut(node)?.engine.take().context("the engine is not started")?;
+        engine.wait()?;
+        // One that was killed leaves its socket and pid files. The next one would wait for the containerd of before, which
+        // ends with its engine, but passes for alive for as long as nobody reaps it: not every init of a test machine does.
+        let dir = self.node_dir(node);
+        let containerd = format!("/proc/{}/root/run/docker/containerd/containerd.pid", self.node(node)?.keeper.id());
+        for file in [dir.join("docker.sock"), dir.join("dockerd.pid"), containerd.into()] {
+            remove_if_there(&file)?;
+        }
+        Ok(())
+    }
+
+    fn node(&self, node: usize) -> Result<&Node> {
+        self.nodes.get(node).with_context(|| format!("there is no node {node} in a lab of {}", self.nodes.len()))
+    }
+
+    fn node_mut(&mut self, node: usize) -> Result<&mut Node> {
+        let nodes = self.nodes.len();
+        self.nodes.get_mut(node).with_context(|| format!("there is no node {node} in a lab of {nodes}"))
+    }
+
+    fn node_dir(&self, node: usize) -> PathBuf {
+        self.work.join(node_name(node))
+    }
+
+    fn make_lan(&self, nodes: usize) -> Result<()> {
+        let lan = format!("{}-lan", self.prefix);
+        ip(&["netns", "add", &lan])?;
+        ip(&["-n", &lan, "link", "add", "lan", "type", "bridge"])?;
+        ip(&["-n", &lan, "link", "set", "lan", "up"])?;
+        // Frames between the nodes are nobody's to filter. There is no such switch while the kernel does not filter bridges at all.
+        for family in ["ip", "ip6", "arp"] {
+            let switch = format!("net.bridge.bridge-nf-call-{family}tables=0");
+            let _absent = output(Command::new("ip").args(["netns", "exec", &lan, "sysctl", "-qw", &switch]));
+        }
+        let clients = (1..=2).map(|client| (format!("client{client}"), 100 + client));
+        let members = (0..nodes).map(|node| (node_name(node), host(node))).chain(clients);
+        for (name, host) in members {
+            let netns = format!("{}-{name}", self.prefix);
+            ip(&["netns", "add", &netns])?;
+            ip(&["-n", &netns, "link", "set", "lo", "up"])?;
+            ip(&["-n", &lan, "link", "add", &name, "type", "veth", "peer", "name", "eth0", "netns", &netns])?;
+            ip(&["-n", &lan, "link", "set", &name, "master", "lan", "up"])?;
+            ip(&["-n", &netns, "address", "add", &format!("192.0.2.{host}/24"), "dev", "eth0"])?;
+            ip(&["-n", &netns, "address", "add", &format!("2001:db8::{host}/64"), "dev", "eth0", "nodad"])?;
+            ip(&["-n", &netns, "link", "set", "eth0", "up"])?;
+        }
+        Ok(())
+    }
+
+    fn form_swarm(&self, managers: usize) -> Result<()> {
+        let first = self.address(0).to_string();
+        self.docker(0, &["swarm", "init", "--advertise-addr", &first])?;
+        let meeting = format!("{first}:2377");
+        for node in 1..self.nodes.len() {
+            let role = if node < managers { "manager" } else { "worker" };
+            let token = self.docker(0, &["swarm", "join-token", "--quiet", role])?;
+            self.docker(node, &["swarm", "join", "--token", token.trim(), &meeting])?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for DockerLab {
+    fn drop(&mut self) {
+        if let Err(error) = cleanup::remove(&self.prefix) {
+            report(&format!("lab {} is not gone: {error:#}", self.prefix));
+        }
+        for node in &mut self.nodes {
+            for child in [Some(&mut node.keeper), node.engine.as_mut()].into_iter().flatten() {
+                // Killed with the lab; this only takes notice.
+                let _status = child.wait();
+            }
+        }
+    }
+}
+
+impl Node {
+    /// Makes the node's namespaces and cgroup, with nothing running in them yet.
+    fn start(lab: &DockerLab, index: usize) -> Result<Self> {
+        let name = node_name(index);
+        let work = lab.work.join(&name);
+        fs::create_dir_all(&work)?;
+        let cgroup = cleanup::cgroup(&lab.prefix)?.join(&name).join("engine");
+        fs::create_dir_all(&cgroup).with_context(|| format!("cannot create cgroup {}", cgroup.display()))?;
+        let script = work.join("node.sh");
+        fs::write(&script, include_str!("dockerlab/node.sh"))?;
+        // `ip netns exec` would mount a /sys of its own, which hides the cgroups from the engine.
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}-{name}", lab.prefix));
+        command.args(["unshare", "--mount", "--uts", "--propagation", "private", "sh"]).arg(&script);
+        command.arg(&name).arg(&cgroup).arg(work.join("ready"));
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let keeper = command.spawn().with_context(|| format!("cannot start node {name}"))?;
+        let mut node = Self { name, work, keeper, engine: None };
+        node.wait_until_made()?;
+        Ok(node)
+    }
+
+    fn wait_until_made(&mut self) -> Result<()> {
+        let started = Instant::now();
+        while !self.work.join("ready").exists() {
+            if let Some(status) = self.keeper.try_wait()? {
+                bail!("the namespaces of node {} cannot be made: {status}", self.name);
+            }
+            ensure!(started.elapsed() < Duration::from_secs(10), "node {} is not made after 10 s", self.name);
+            sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+}
+
+fn node_name(node: usize) -> String {
+    format!("n{}", node + 1)
+}
+
+fn host(node: usize) -> usize {
+    11 + node
+}
+
+fn address(node: usize) -> IpAddr {
+    Ipv4Addr::new(192, 0, 2, u8::try_from(host(node)).unwrap_or(u8::MAX)).into()
+}
+
+fn answers(socket: &Path) -> bool {
+    let ping = || -> std::io::Result<bool> {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        stream.write_all(b"GET /_ping HTTP/1.0\r\n\r\n")?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        Ok(answer.ends_with(b"OK"))
+    };
+    ping().unwrap_or(false)
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn ip(args: &[&str]) -> Result<String> {
+    output(Command::new("ip").args(args))
+}
+
+/// What the command printed; an error with what it complained about when it failed.
+fn output(command: &mut Command) -> Result<String> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {:?}", command.get_program()))?;
+    if !output.status.success() {
+        let words: Vec<_> = command.get_args().map(|a| a.to_string_lossy()).collect();
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("{} {} ended with {}: {}", command.get_program().to_string_lossy(), words.join(" "), output.status, said.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[expect(clippy::print_stderr, reason = "a destructor has nobody else to tell")]
+fn report(text: &str) {
+    eprintln!("{text}");
+}

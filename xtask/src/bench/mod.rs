@@ -1,0 +1,63 @@
+//! Measurements, side by side with peers and the limit (PERFORMANCE.md says how to read them).
+
+mod connections;
+mod first_packet;
+mod memory;
+mod programming;
+mod stats;
+mod swarm;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::{packages, run::say};
+
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    /// What to measure; everything when left out
+    #[arg(value_enum)]
+    what: Vec<What>,
+    /// Blocks per measurement, interleaved; the first one is discarded
+    #[arg(long, default_value_t = 15)]
+    blocks: usize,
+    /// Tasks of each service in the large tables
+    #[arg(long, default_value_t = 10)]
+    tasks: u32,
+    /// Services in the large tables
+    #[arg(long, default_value_t = 10_000)]
+    services: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// B4: latency of a new connection to a random VIP, by table size
+    FirstPacket,
+    /// B5: cold load and one endpoint flip at full size
+    Programming,
+    /// New connections per second through a published port
+    Connections,
+    /// Resident memory of the agent at full size
+    Memory,
+}
+
+pub(crate) fn run(args: &BenchArgs) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("benchmarks make network namespaces: run them as root");
+    }
+    if cfg!(debug_assertions) {
+        bail!("figures of a debug build say nothing; use: cargo run --release --package xtask -- bench");
+    }
+    let all = [What::FirstPacket, What::Programming, What::Connections, What::Memory];
+    let wanted = if args.what.is_empty() { all.to_vec() } else { args.what.clone() };
+    packages::ensure(&["nftables", "iptables", "iproute2", "haproxy", "curl", "procps"])?;
+    for what in wanted {
+        say(&format!("\n== {what:?} =="));
+        match what {
+            What::FirstPacket => first_packet::run(args.blocks)?,
+            What::Programming => programming::run(args.services, args.tasks)?,
+            What::Connections => connections::run(args.blocks)?,
+            What::Memory => memory::run(args.services, args.tasks)?,
+        }
+    }
+    Ok(())
+}
