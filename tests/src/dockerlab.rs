@@ -19,7 +19,7 @@ use std::{
     fs::{self, File},
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr},
-    os::unix::net::UnixStream,
+    os::unix::{net::UnixStream, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread::{self, sleep},
@@ -36,22 +36,40 @@ pub use cleanup::residue;
 pub use rootfs::Rootfs;
 
 const ENGINE_STARTS: Duration = Duration::from_secs(30);
+const API_ANSWERS: Duration = Duration::from_secs(20);
 
-/// A running lab; gone with everything in it when dropped.
+/// A running lab; gone with everything in it when dropped, unless it is kept.
 #[derive(Debug)]
 pub struct DockerLab {
     prefix: String,
     work: PathBuf,
     nodes: Vec<Node>,
+    kept: bool,
 }
 
 #[derive(Debug)]
 struct Node {
     name: String,
     work: PathBuf,
-    /// Holds the node's namespaces while its engine is down.
-    keeper: Child,
+    keeper: Keeper,
     engine: Option<Child>,
+}
+
+/// Holds a node's namespaces while its engine is down.
+#[derive(Debug)]
+enum Keeper {
+    Own(Child),
+    /// Started by the process that made the lab.
+    Found(u32),
+}
+
+impl Keeper {
+    fn id(&self) -> u32 {
+        match self {
+            Self::Own(child) => child.id(),
+            Self::Found(id) => *id,
+        }
+    }
 }
 
 impl DockerLab {
@@ -66,7 +84,7 @@ impl DockerLab {
         Self::sweep(prefix)?;
         let work = cleanup::work_dir(prefix);
         fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
-        let mut lab = Self { prefix: prefix.to_owned(), work, nodes: Vec::new() };
+        let mut lab = Self { prefix: prefix.to_owned(), work, nodes: Vec::new(), kept: false };
         lab.make_lan(nodes)?;
         for index in 0..nodes {
             let node = Node::start(&lab, index)?;
@@ -79,6 +97,26 @@ impl DockerLab {
             lab.wait_for_engine(index)?;
         }
         lab.form_swarm(managers)?;
+        Ok(lab)
+    }
+
+    /// Leaves the lab running behind this process: [`Self::attach`] finds it again, [`Self::sweep`] ends it.
+    pub fn keep(mut self) {
+        self.kept = true;
+    }
+
+    /// Finds a lab that was kept. Its engines are those of the process that started them: they can be asked, not stopped.
+    pub fn attach(prefix: &str) -> Result<Self> {
+        let work = cleanup::work_dir(prefix);
+        let mut lab = Self { prefix: prefix.to_owned(), work, nodes: Vec::new(), kept: true };
+        while let Ok(text) = fs::read_to_string(lab.node_dir(lab.nodes.len()).join("ready")) {
+            let name = node_name(lab.nodes.len());
+            let id: u32 = text.trim().parse().with_context(|| format!("no process is known for node {name}"))?;
+            ensure!(Path::new(&format!("/proc/{id}")).exists(), "node {name} of lab {prefix} is gone");
+            let work = lab.node_dir(lab.nodes.len());
+            lab.nodes.push(Node { name, work, keeper: Keeper::Found(id), engine: None });
+        }
+        ensure!(!lab.nodes.is_empty(), "there is no lab {prefix}");
         Ok(lab)
     }
 
@@ -103,6 +141,11 @@ impl DockerLab {
     /// The node's address on the LAN.
     pub fn address(&self, node: usize) -> IpAddr {
         address(node)
+    }
+
+    /// Where a node's own files are; removed with the lab.
+    pub fn node_work(&self, node: usize) -> Result<&Path> {
+        Ok(&self.node(node)?.work)
     }
 
     /// The engine's socket, as seen from outside of the node.
@@ -135,15 +178,25 @@ impl DockerLab {
 
     /// Runs the Docker client against a node's engine and returns what it printed.
     pub fn docker(&self, node: usize, args: &[&str]) -> Result<String> {
-        let mut command = Command::new("docker");
-        command.args(args);
-        output(self.docker_env(node, &mut command))
+        output(self.docker_command(node).args(args))
     }
 
-    fn docker_env<'a>(&self, node: usize, command: &'a mut Command) -> &'a mut Command {
+    /// The Docker client, set up for a node's engine; add arguments.
+    pub fn docker_command(&self, node: usize) -> Command {
+        let mut command = Command::new("docker");
         let socket = format!("unix://{}", self.socket(node).display());
         // A configuration of its own: nothing of the caller's contexts, plugins or credentials.
-        command.env("DOCKER_HOST", socket).env("DOCKER_CONFIG", self.work.join("cli")).env_remove("DOCKER_CONTEXT")
+        command.env("DOCKER_HOST", socket).env("DOCKER_CONFIG", self.work.join("cli")).env_remove("DOCKER_CONTEXT");
+        command
+    }
+
+    /// What a node's engine answers to `GET path`, as JSON.
+    pub fn api(&self, node: usize, path: &str) -> Result<serde_json::Value> {
+        let answer = http_get(&self.socket(node), path, API_ANSWERS).with_context(|| format!("GET {path} of {}", node_name(node)))?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("an answer without a body")?;
+        let status = head.lines().next().unwrap_or_default();
+        ensure!(status.contains(" 200 "), "GET {path} of {}: {status}: {}", node_name(node), body.trim());
+        Ok(serde_json::from_str(body)?)
     }
 
     /// Runs a program of this machine in a node's network, mount and UTS namespaces.
@@ -214,7 +267,7 @@ impl DockerLab {
         command.arg("--pidfile").arg(dir.join("dockerd.pid")).args(["--host", "unix:///var/run/docker.sock", "--host"]);
         command.arg(format!("unix://{}", self.socket(node).display()));
         command.arg("--cgroup-parent").arg(format!("/{}/{}", self.prefix, node_name(node)));
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         let engine = command.spawn().context("cannot start dockerd; is docker.io installed?")?;
         self.node_mut(node)?.engine = Some(engine);
         Ok(())
@@ -312,11 +365,18 @@ impl DockerLab {
 
 impl Drop for DockerLab {
     fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
         if let Err(error) = cleanup::remove(&self.prefix) {
             report(&format!("lab {} is not gone: {error:#}", self.prefix));
         }
         for node in &mut self.nodes {
-            for child in [Some(&mut node.keeper), node.engine.as_mut()].into_iter().flatten() {
+            let keeper = match &mut node.keeper {
+                Keeper::Own(child) => Some(child),
+                Keeper::Found(_) => None,
+            };
+            for child in [keeper, node.engine.as_mut()].into_iter().flatten() {
                 // Killed with the lab; this only takes notice.
                 let _status = child.wait();
             }
@@ -339,24 +399,26 @@ impl Node {
         command.arg(format!("--net=/run/netns/{}-{name}", lab.prefix));
         command.args(["unshare", "--mount", "--uts", "--propagation", "private", "sh"]).arg(&script);
         command.arg(&name).arg(&cgroup).arg(work.join("ready"));
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        let keeper = command.spawn().with_context(|| format!("cannot start node {name}"))?;
-        let mut node = Self { name, work, keeper, engine: None };
-        node.wait_until_made()?;
-        Ok(node)
+        // Nothing of the caller's terminal or pipes: a lab may outlive its caller.
+        let log = File::create(work.join("node.log"))?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
+        let mut keeper = command.spawn().with_context(|| format!("cannot start node {name}"))?;
+        wait_until_made(&name, &work, &mut keeper)?;
+        Ok(Self { name, work, keeper: Keeper::Own(keeper), engine: None })
     }
+}
 
-    fn wait_until_made(&mut self) -> Result<()> {
-        let started = Instant::now();
-        while !self.work.join("ready").exists() {
-            if let Some(status) = self.keeper.try_wait()? {
-                bail!("the namespaces of node {} cannot be made: {status}", self.name);
-            }
-            ensure!(started.elapsed() < Duration::from_secs(10), "node {} is not made after 10 s", self.name);
-            sleep(Duration::from_millis(5));
+fn wait_until_made(name: &str, work: &Path, keeper: &mut Child) -> Result<()> {
+    let started = Instant::now();
+    while !work.join("ready").exists() {
+        if let Some(status) = keeper.try_wait()? {
+            let said = fs::read_to_string(work.join("node.log")).unwrap_or_default();
+            bail!("the namespaces of node {name} cannot be made: {status}: {}", said.trim());
         }
-        Ok(())
+        ensure!(started.elapsed() < Duration::from_secs(10), "node {name} is not made after 10 s");
+        sleep(Duration::from_millis(5));
     }
+    Ok(())
 }
 
 fn node_name(node: usize) -> String {
@@ -372,15 +434,17 @@ fn address(node: usize) -> IpAddr {
 }
 
 fn answers(socket: &Path) -> bool {
-    let ping = || -> std::io::Result<bool> {
-        let mut stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-        stream.write_all(b"GET /_ping HTTP/1.0\r\n\r\n")?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        Ok(answer.ends_with(b"OK"))
-    };
-    ping().unwrap_or(false)
+    http_get(socket, "/_ping", Duration::from_secs(1)).is_ok_and(|answer| answer.ends_with("OK"))
+}
+
+/// Head and body of the answer. HTTP 1.0, so that it ends with the connection and comes in one piece.
+fn http_get(socket: &Path, path: &str, patience: Duration) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 fn remove_if_there(path: &Path) -> Result<()> {

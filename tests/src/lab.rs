@@ -57,7 +57,7 @@ impl Lab {
     /// Deploys a changed stack over the present one.
     pub fn deploy(&self, stack: &str) -> Result<()> {
         let file = self.write_stack(stack)?;
-        self.lab(&["deploy", "--stack-name", "t", "--file", &file]).map(drop)
+        self.lab(&["deploy", "--prune", "--stack-name", "t", "--file", &file]).map(drop)
     }
 
     /// `swarmesh lab WORDS… ` for this lab.
@@ -296,7 +296,11 @@ pub enum Knock {
 }
 
 pub fn knock_tcp(path: &Path, target: SocketAddr) -> Result<Knock> {
-    within(path, move || match TcpStream::connect_timeout(&target, Duration::from_millis(1500)) {
+    knock_tcp_for(path, target, Duration::from_millis(1500))
+}
+
+pub fn knock_tcp_for(path: &Path, target: SocketAddr, patience: Duration) -> Result<Knock> {
+    within(path, move || match TcpStream::connect_timeout(&target, patience) {
         Ok(_) => Ok(Knock::Open),
         Err(e)
             if matches!(
@@ -333,7 +337,9 @@ pub fn ask(socket: &UdpSocket, text: &str) -> std::io::Result<Result<String, Kno
     match outcome {
         Ok(length) => Ok(Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())),
         // A packet that is rejected where it is made fails the send itself.
-        Err(e) if matches!(e.kind(), std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::PermissionDenied) => Ok(Err(Knock::Refused)),
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::PermissionDenied) => {
+            Ok(Err(Knock::Refused))
+        }
         Err(e) if matches!(e.kind(), std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock) => Ok(Err(Knock::Silent)),
         Err(e) => Err(e),
     }

@@ -1,6 +1,7 @@
 //! What the netns and swarm tiers share: labs that clean up after themselves, and clients inside of their namespaces.
 #![forbid(unsafe_code)]
 
+pub mod agents;
 pub mod dockerlab;
 pub mod lab;
 pub mod load;

@@ -1,8 +1,10 @@
 //! The docker source against real engines, and the lab that they run in. Needs root, docker.io and busybox-static.
 #![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "all of this is a test")]
 
 use std::{
     mem,
+    path::Path,
     sync::{Arc, Mutex},
     thread::{self, sleep},
     time::{Duration, Instant},
@@ -191,7 +193,14 @@ fn a_swarm_is_followed() {
     source.wait("scale down: they are gone", 20, |h| h.tasks("web").len() == 2);
 
     let old: Vec<String> = source.tasks("web").iter().map(|t| t.name.clone()).collect();
-    lab.docker(0, &["service", "update", "--detach", "--force", "--update-order", "start-first", "web"]).unwrap();
+    let update =
+        ["service", "update", "--detach", "--update-order", "start-first", "--publish-rm", "80", "--publish-add", "8080:81", "web"];
+    lab.docker(0, &update).unwrap();
+    source.wait("update: old tasks keep their target port", 10, |h| {
+        let port = |t: &Arc<Task>| t.ports.as_ref().and_then(|ports| Some((ports.first()?.target_port, ports.first()?.published_port)));
+        let tasks = h.tasks("web");
+        tasks.len() > 2 && tasks.iter().all(|t| port(t) == old.contains(&t.name).then_some((80, Some(8080))))
+    });
     source.wait("update: other tasks run", 60, |h| {
         let tasks = h.tasks("web");
         tasks.len() == 2 && h.usable("web") == 2 && tasks.iter().all(|t| !old.contains(&t.name))
@@ -215,7 +224,7 @@ fn a_swarm_is_followed() {
         source.wait("and replaced", 30, |h| h.usable("web") == 2);
     }
 
-    lab.docker(0, &["service", "update", "--detach", "--publish-rm", "80", "--endpoint-mode", "dnsrr", "web"]).unwrap();
+    lab.docker(0, &["service", "update", "--detach", "--publish-rm", "81", "--endpoint-mode", "dnsrr", "web"]).unwrap();
     source.wait("update to dnsrr: no VIPs", 10, |h| {
         let web = h.snapshot.as_ref().and_then(|s| s.services.values().find(|s| s.name == "web").cloned());
         web.is_some_and(|w| w.endpoint_mode == EndpointMode::Dnsrr && w.vips.is_empty() && w.ports.is_empty())
@@ -265,6 +274,12 @@ fn a_worker_says_so() {
     // Clients reach the nodes, and each other, over the LAN.
     lab.exec_client(1, &["busybox", "ping", "-c1", "-W2", &lab.address(1).to_string()]).unwrap();
     assert_eq!(lab.exec_node(1, &["hostname"]).unwrap().trim(), "n2");
+    // A program that is not static runs with its libraries beside it.
+    let linked = Rootfs::new(lab.work().join("linked")).unwrap();
+    linked.program(Path::new("/bin/hostname"), "hostname").unwrap();
+    lab.import_image("linked:1", linked.path()).unwrap();
+    assert_eq!(lab.docker(1, &["run", "--rm", "--hostname", "inside", "linked:1", "/bin/hostname"]).unwrap().trim(), "inside");
+    assert!(lab.netns_dir(1).unwrap().join("ingress_sbox").exists());
     drop(lab);
     assert_eq!(residue(prefix), Vec::<String>::new());
 }

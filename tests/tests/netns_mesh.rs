@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use swarmesh_tests::{
-    lab::{Held, Knock, Lab, ask, ask_udp, knock_tcp, udp_socket},
+    lab::{Held, Knock, Lab, ask, ask_udp, knock_tcp, knock_tcp_for, udp_socket},
     load::field,
     netns::within,
     rows::{Row, run},
@@ -427,8 +427,9 @@ const ROWS: &[Row<Lab>] = &[
             within(&namespace, || std::process::Command::new("nft").args(["flush", "ruleset"]).status())??;
             let (target, from) = (at(node_address(index), 7000), lab.namespace("client1"));
             loop {
-                let outside = knock_tcp(&from, target)?;
-                let inside = knock_tcp(&lab.task_namespace(&task), at(vip, 80))?;
+                // Shorter than a SYN's retransmission: what is asked is when the way is there again.
+                let outside = knock_tcp_for(&from, target, Duration::from_millis(100))?;
+                let inside = knock_tcp_for(&lab.task_namespace(&task), at(vip, 80), Duration::from_millis(100))?;
                 if outside == Knock::Open && inside == Knock::Open {
                     break;
                 }

@@ -190,6 +190,9 @@ pub struct UpArgs {
     /// Give the ingress network IPv6 addresses too
     #[arg(long)]
     ipv6: bool,
+    /// Name of the ingress network; `none` for a swarm whose ingress network was removed
+    #[arg(long, value_name = "NAME", default_value = "ingress")]
+    ingress: String,
     /// Reverse path filter of nodes and sandboxes: 0 off, 1 strict, 2 loose; distributions differ
     #[arg(long, value_name = "MODE", default_value = "0", value_parser = clap::value_parser!(u8).range(0..=2))]
     rp_filter: u8,
@@ -332,6 +335,7 @@ fn up(args: UpArgs, progress: &mut Progress) -> Result<(), RuntimeError> {
         managers: args.managers,
         clients: args.clients,
         layout: args.layout,
+        ingress: Some(args.ingress).filter(|name| name != "none"),
         ingress_v6: args.ipv6,
         rp_filter: args.rp_filter,
         agents,

@@ -103,11 +103,11 @@ fn namespaces(prefix: &str) -> Vec<String> {
         .collect()
 }
 
-/// Processes in the lab's cgroups of any hierarchy, and the ones that were told of its directory before they joined one.
+/// Processes in the lab's cgroups of any hierarchy, and the ones that have been started for it but did not join one yet.
 fn processes(prefix: &str) -> Vec<i32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let below = format!(":/{prefix}/");
-    let work = format!("{}/", work_dir(prefix).display());
+    let places: Vec<String> = [Some(work_dir(prefix)), cgroup(prefix).ok()].iter().flatten().map(|p| format!("{}/", p.display())).collect();
     let own = i32::try_from(std::process::id()).unwrap_or_default();
     let pids = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| *pid != own)
@@ -118,7 +118,8 @@ fn processes(prefix: &str) -> Vec<i32> {
                 let text = String::from_utf8_lossy(&command);
                 let mut words = text.split('\0');
                 let program = words.next().unwrap_or_default().rsplit('/').next().unwrap_or_default();
-                matches!(program, "nsenter" | "unshare" | "sh" | "dockerd" | "docker") && words.any(|word| word.starts_with(&work))
+                matches!(program, "nsenter" | "unshare" | "sh" | "dockerd" | "docker")
+                    && words.any(|word| places.iter().any(|place| word.starts_with(place)))
             };
             // A zombie has no command line and holds nothing; whose child it is takes it away.
             !command.is_empty() && (cgroups.contains(&below) || started_for())

@@ -1,5 +1,5 @@
 # Makes a node out of the namespaces that it is started in, and holds them.
-# $1 host name  $2 cgroup  $3 file that says that the node is made
+# $1 host name  $2 cgroup  $3 file that says that the node is made, and by which process
 set -e
 echo $$ > "$2/cgroup.procs"
 hostname "$1"
@@ -13,5 +13,6 @@ if [ ! -e /etc/resolv.conf ]; then
     mkdir -p "$(dirname "$target")"
     printf '%s\n' "$resolv" > "$target"
 fi
-: > "$3"
+echo $$ > "$3.new"
+mv "$3.new" "$3"
 exec sleep infinity

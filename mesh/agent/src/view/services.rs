@@ -1,5 +1,7 @@
 //! `/v1/services`: what this node does for each service.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 use swarmesh_model::{EndpointMode, NodeState, Port, PublishMode, Service, Task, TaskState};
 use swarmesh_plan::Policy;
@@ -49,7 +51,11 @@ pub struct PortRow {
 
 pub fn services(view: &View) -> Vec<ServiceRow> {
     let mut rows: Vec<ServiceRow> = view.snapshot.services.values().map(|s| row(view, s)).collect();
-    let mut counts = std::collections::HashMap::<&str, (usize, usize, usize)>::new();
+    let mut problems = HashMap::<String, Vec<String>>::new();
+    for problem in view.problems() {
+        problems.entry(problem.object).or_default().push(format!("{}: {}", problem.place, problem.message));
+    }
+    let mut counts = HashMap::<&str, (usize, usize, usize)>::new();
     for task in view.snapshot.tasks.values() {
         let Some(service) = &task.service else { continue };
         let count = counts.entry(service.as_str()).or_default();
@@ -63,6 +69,7 @@ pub fn services(view: &View) -> Vec<ServiceRow> {
     }
     for row in &mut rows {
         (row.ready, row.draining, row.total) = counts.get(row.id.as_str()).copied().unwrap_or_default();
+        row.problems = problems.remove(&format!("service {}", row.name)).unwrap_or_default();
     }
     rows.sort_by(|a, b| a.name.cmp(&b.name));
     rows
@@ -106,7 +113,7 @@ fn row(view: &View, service: &Service) -> ServiceRow {
         draining: 0,
         total: 0,
         policy: policy_words(&policy),
-        problems: view.problems_of(service).iter().map(|p| format!("{}: {}", p.place, p.message)).collect(),
+        problems: Vec::new(),
     }
 }
 

@@ -22,7 +22,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::{
+    epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
+    inotify::{AddWatchFlags, InitFlags, Inotify},
+};
 use serde::Serialize;
 use swarmesh_kernel::{Kernel, NftMonitor};
 use swarmesh_model::{Problem, ServiceId, TaskId};
@@ -35,8 +38,14 @@ pub use uninstall::uninstall;
 
 /// Docker's name for the namespace that published ports go through.
 const INGRESS_SANDBOX: &str = "ingress_sbox";
-const FIRST_RETRY: Duration = Duration::from_millis(50);
+const FIRST_RETRY: Duration = Duration::from_millis(10);
+/// A namespace that is being made is there within this time, and its task may get traffic right away: until then, no pause
+/// grows.
+const EARLY: Duration = Duration::from_secs(1);
+const SLOW_RETRY: Duration = Duration::from_millis(320);
 const LAST_RETRY: Duration = Duration::from_secs(5);
+/// The number by which the watch knows the directory of namespaces; places count from 0.
+const DIRECTORY: u64 = u64::MAX;
 
 /// Where the plane finds things on this node.
 #[derive(Clone, Debug)]
@@ -128,6 +137,8 @@ pub struct NftPlane {
     flows: Flows,
     problems: BTreeMap<ServiceId, Problem>,
     watch: Option<Epoll>,
+    /// Tells of namespaces as they appear: a task may get traffic a moment later.
+    directory: Option<Inotify>,
     /// Numbers by which the watch tells places apart.
     watched: HashMap<u64, Place>,
     next_watch: u64,
@@ -148,6 +159,11 @@ impl NftPlane {
         let watch = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .inspect_err(|error| tracing::warn!(%error, "foreign changes are noticed by the audit only"))
             .ok();
+        let directory = watch.as_ref().and_then(|watch| {
+            watch_directory(watch, &config.netns_dir)
+                .inspect_err(|error| tracing::info!(directory = %config.netns_dir.display(), %error, "new namespaces are found by trying"))
+                .ok()
+        });
         Self {
             kernel,
             config,
@@ -159,6 +175,7 @@ impl NftPlane {
             flows: Flows::default(),
             problems: BTreeMap::new(),
             watch,
+            directory,
             watched: HashMap::new(),
             next_watch: 0,
             errors: 0,
@@ -275,11 +292,14 @@ impl NftPlane {
             Err(error) => {
                 self.drop_table(place);
                 let again = before.and_then(|r| r.pending.map(|p| (p.pause, r.since)));
-                let (pause, since) = again.map_or((FIRST_RETRY, now), |(pause, since)| ((pause * 2).min(LAST_RETRY), since));
-                if pause == FIRST_RETRY {
-                    tracing::debug!(place = %self.name(place), %error, "not applied, will be tried again");
+                let since = again.map_or(now, |(_, since)| since);
+                let early = now.saturating_duration_since(since) < EARLY;
+                let pause = again.filter(|_| !early).map_or(FIRST_RETRY, |(pause, _)| (pause * 2).min(LAST_RETRY));
+                // Said once, when it is more than a namespace that is not quite there yet.
+                if pause > SLOW_RETRY && pause <= SLOW_RETRY * 2 {
+                    tracing::warn!(place = %self.name(place), %error, "still not applied, will be tried again");
                 } else {
-                    tracing::warn!(place = %self.name(place), %error, "still not applied");
+                    tracing::debug!(place = %self.name(place), %error, "not applied, will be tried again");
                 }
                 self.errors += 1;
                 let pending = Some(Pending { error, retry: now + pause, pause });
@@ -410,7 +430,11 @@ impl NftPlane {
         let Some(watch) = &self.watch else { return };
         let mut ready = [EpollEvent::empty(); 64];
         let Ok(count) = watch.wait(&mut ready, 0u8) else { return };
-        let places: Vec<Place> = ready.iter().take(count).filter_map(|e| self.watched.get(&e.data()).cloned()).collect();
+        let ready = &ready[..count];
+        let places: Vec<Place> = ready.iter().filter_map(|e| self.watched.get(&e.data()).cloned()).collect();
+        if ready.iter().any(|e| e.data() == DIRECTORY) {
+            self.hurry(now);
+        }
         for place in places {
             let harm = self.harm(&place);
             if harm == Harm::None {
@@ -431,6 +455,19 @@ impl NftPlane {
                 }
                 tracing::warn!(place = %self.name(&place), "another program changed our rules; they are back");
             }
+        }
+    }
+
+    /// Something appeared in the directory of namespaces: whoever waits for one tries again soon, and often at first. Docker
+    /// makes the file before it mounts the namespace on it, and of the mount nobody tells.
+    fn hurry(&mut self, now: Instant) {
+        if let Some(directory) = &self.directory {
+            // What is in the events does not matter, only that they are read.
+            while directory.read_events().is_ok() {}
+        }
+        for pending in self.records.values_mut().filter_map(|r| r.pending.as_mut()) {
+            pending.retry = now;
+            pending.pause = FIRST_RETRY;
         }
     }
 
@@ -540,6 +577,13 @@ impl NftPlane {
             self.problems.retain(|service, _| served.contains(service));
         }
     }
+}
+
+fn watch_directory(watch: &Epoll, directory: &std::path::Path) -> nix::Result<Inotify> {
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+    inotify.add_watch(directory, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_ATTRIB)?;
+    watch.add(&inotify, EpollEvent::new(EpollFlags::EPOLLIN, DIRECTORY))?;
+    Ok(inotify)
 }
 
 fn unsupported(policy: &Policy) -> Option<String> {

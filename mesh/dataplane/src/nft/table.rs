@@ -46,12 +46,12 @@ impl Table {
         Ok(Self { path, ns, monitor, harmed: false, counts: Counts::default() })
     }
 
-    /// Loads the skeleton unless it is there, whole.
-    pub(crate) fn load(&mut self, skeleton: &Skeleton) -> Result<(), KernelError> {
+    /// Loads the skeleton unless it is there, whole. True if there was none of ours before.
+    pub(crate) fn load(&mut self, skeleton: &Skeleton) -> Result<bool, KernelError> {
         let chains = self.ns.chains(Family::Inet, TABLE)?;
         let held = chains.as_deref().unwrap_or_default();
         if held.contains(&skeleton.marker) && !self.harmed && self.is_whole(skeleton)? {
-            return Ok(());
+            return Ok(false);
         }
         let known_layout = held.iter().any(|c| c.starts_with(&Skeleton::prefix()));
         let mut script = String::new();
@@ -67,7 +67,7 @@ impl Table {
         script.push_str(&skeleton.script);
         self.load_script(&script)?;
         self.harmed = false;
-        Ok(())
+        Ok(!known_layout)
     }
 
     fn is_whole(&mut self, skeleton: &Skeleton) -> Result<bool, KernelError> {

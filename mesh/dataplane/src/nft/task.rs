@@ -63,7 +63,7 @@ impl TaskTable {
     pub(crate) fn sync(&mut self, node: &NodePlan) -> Result<(), PlaneError> {
         let interfaces = self.table.ns.interfaces()?;
         let leg = self.plan.ingress.as_ref().map(|ingress| find_leg(&interfaces, &ingress.addresses)).transpose()?;
-        self.table.load(&task_skeleton(&TaskParameters { ingress_leg: leg.map(|l| l.name.clone()) }))?;
+        let fresh = self.table.load(&task_skeleton(&TaskParameters { ingress_leg: leg.map(|l| l.name.clone()) }))?;
         let mut ops = Vec::new();
         ops.extend(self.table.adopt(&mut self.vips4)?);
         ops.extend(self.table.adopt(&mut self.vips6)?);
@@ -76,7 +76,22 @@ impl TaskTable {
         };
         self.diff_all(node, &mut ops);
         self.table.commit(ops)?;
+        if fresh {
+            self.forget_early_arrivals();
+        }
         Ok(())
+    }
+
+    /// Connections that were sent here before the way back was laid have no mark and would never find it; forgotten, their
+    /// next packet is a new connection's.
+    fn forget_early_arrivals(&mut self) {
+        let Some(arrival) = &self.arrival else { return };
+        let addresses: Vec<IpAddr> = arrival.own4.into_iter().chain(arrival.own6).collect();
+        if self.table.has_flows() {
+            for address in addresses {
+                self.table.forget(&FlowFilter { original_destination: Some(address), ..FlowFilter::default() });
+            }
+        }
     }
 
     fn prepare_arrival(

@@ -17,6 +17,8 @@ pub struct Setup {
     pub clients: u8,
     pub layout: Layout,
     /// Give the ingress network an IPv6 subnet too.
+    /// `None`: the swarm has no ingress network.
+    pub ingress: Option<String>,
     pub ingress_v6: bool,
     /// Of nodes and sandboxes: distributions differ.
     pub rp_filter: u8,

@@ -229,6 +229,18 @@ impl FromDocker for Service {
     }
 }
 
+/// The ports of the spec before the present one; `None` without one, and where its ports were never written down.
+pub(super) fn previous_ports(wire: &wire::Service) -> Option<Vec<Port>> {
+    let previous = &wire.previous_spec;
+    let mut notes = Notes::new(Service::KIND, &previous.name, &wire.id).ok()?;
+    notes.need("PreviousSpec.Name", &previous.name).ok()?;
+    let ports = previous.endpoint_spec.ports.iter().map(|port| service_port(port, &mut notes));
+    let ports: Vec<Port> = ports.collect::<Result<Vec<_>, _>>().ok()?.into_iter().flatten().collect();
+    // The number that the swarm chose is in the endpoint alone, and that is the present spec's by now.
+    let chosen = |p: &Port| p.publish_mode == PublishMode::Ingress && p.published_port.is_none();
+    (!ports.iter().any(chosen)).then_some(ports)
+}
+
 fn service_port(port: &wire::Port, notes: &mut Notes) -> Result<Option<Port>, Odd> {
     const PLACE: &str = "Endpoint.Ports";
     let protocol = match port.protocol.as_str() {

@@ -6,6 +6,7 @@ mod events;
 mod http;
 mod kind;
 mod list;
+mod listed;
 mod session;
 mod view;
 mod wire;

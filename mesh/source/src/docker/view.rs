@@ -14,16 +14,21 @@ use swarmesh_model::{
     Network, NetworkId, Node, NodeId, Problem, PublishMode, Service, ServiceId, ServiceNetwork, Snapshot, Task, TaskAddress, TaskState,
 };
 
-use super::{http::ApiError, kind::Kind, wire};
+use super::{
+    http::ApiError,
+    kind::Kind,
+    listed::{ListedService, ListedTask},
+    wire,
+};
 
 const TASK_LABEL: &str = "com.docker.swarm.task.id";
 
 #[derive(Debug, Default)]
 pub(super) struct View {
     pub(super) networks: Kind<Network>,
-    pub(super) tasks: Kind<Task>,
+    pub(super) tasks: Kind<ListedTask>,
     pub(super) nodes: Kind<Node>,
-    services: Kind<Service>,
+    services: Kind<ListedService>,
     /// Removed services whose tasks still run: Docker forgets a service at once, and its tasks after their stop grace period.
     leaving: BTreeMap<String, Arc<Service>>,
     containers: BTreeMap<String, Local>,
@@ -51,7 +56,8 @@ impl View {
         if changed {
             let now = self.services.objects();
             self.leaving.retain(|id, _| !now.contains_key(id));
-            self.leaving.extend(before.into_iter().filter(|(id, _)| !now.contains_key(id)));
+            let removed = before.into_iter().filter(|(id, _)| !now.contains_key(id));
+            self.leaving.extend(removed.map(|(id, listed)| (id, Arc::clone(&listed.service))));
         }
         Ok(changed)
     }
@@ -61,7 +67,7 @@ impl View {
         let known = |id: &ServiceId| self.services.objects().contains_key(id.as_str()) || self.leaving.contains_key(id.as_str());
         // A task on its way out belongs to a service that was removed before this agent started.
         let wanted = |task: &Task| task.desired_state <= TaskState::Running;
-        self.tasks.objects().values().any(|t| wanted(t) && t.service.as_ref().is_some_and(|s| !known(s)))
+        self.tasks.objects().values().map(|t| &t.task).any(|t| wanted(t) && t.service.as_ref().is_some_and(|s| !known(s)))
     }
 
     /// Containers from `/containers/json` that may matter, by id. Those that are gone are noted.
@@ -127,7 +133,7 @@ impl View {
             snapshot.nodes.insert(node.id.clone(), Arc::clone(node));
         }
         let names: HashMap<&str, &NetworkId> = snapshot.networks.values().map(|n| (n.name.as_str(), &n.id)).collect();
-        let services: Vec<Arc<Service>> = self.services.objects().values().map(|s| connected(s, &snapshot, &names)).collect();
+        let services: Vec<Arc<Service>> = self.services.objects().values().map(|s| connected(&s.service, &snapshot, &names)).collect();
         let leaving = self.leaving_services(&snapshot, &names);
         for service in services.into_iter().chain(leaving) {
             snapshot.services.insert(service.id.clone(), service);
@@ -141,8 +147,8 @@ impl View {
         if self.leaving.is_empty() {
             return Vec::new();
         }
-        let tasked: HashSet<&str> = self.tasks.objects().values().filter_map(|t| t.service.as_ref()).map(ServiceId::as_str).collect();
-        let live = self.services.objects().values();
+        let tasked: HashSet<&str> = self.tasks.objects().values().filter_map(|t| t.task.service.as_ref()).map(ServiceId::as_str).collect();
+        let live = self.services.objects().values().map(|listed| &listed.service);
         let taken: HashSet<&str> = live.clone().map(|s| s.name.as_str()).collect();
         let ports: HashSet<_> = live
             .clone()
@@ -165,9 +171,10 @@ impl View {
 
     fn add_tasks(&self, snapshot: &mut Snapshot) {
         let locals: HashMap<&str, &Local> = self.containers.values().filter_map(|l| Some((l.task.as_deref()?, l))).collect();
-        for task in self.tasks.objects().values() {
+        for listed in self.tasks.objects().values() {
+            let mut task = listed.task.clone();
             let Some(service) = task.service.as_ref().and_then(|id| snapshot.services.get(id)) else { continue };
-            let mut task = Task::clone(task);
+            task.ports = self.services.objects().get(service.id.as_str()).and_then(|s| s.own_ports(listed));
             let place = match (task.slot, &task.node) {
                 (Some(slot), _) => slot.to_string(),
                 (None, Some(node)) => node.to_string(),

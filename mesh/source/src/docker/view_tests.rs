@@ -141,6 +141,32 @@ fn a_removed_service_goes_with_its_last_task() {
 }
 
 #[test]
+fn a_task_from_before_an_update_keeps_its_ports() {
+    let mut view = full();
+    let created = WEB_TASK.replace(r#""Version""#, r#""CreatedAt":"2026-11-21T02:29:01Z","Version""#);
+    let newer = created.replace(TASK_ID, "newer").replace("02:29:01Z", "02:29:01.75Z");
+    tasks(&mut view, &[&created, &newer]);
+    let previous = |target: u16, published: u16| {
+        let ports = format!(r#"[{{"TargetPort":{target},"PublishedPort":{published}}}]"#);
+        let spec = format!(r#"{{"Name":"web","EndpointSpec":{{"Ports":{ports}}}}}"#);
+        let status = r#"{"State":"updating","StartedAt":"2026-11-21T02:29:01.5Z"}"#;
+        WEB.replacen('{', &format!(r#"{{"PreviousSpec":{spec},"UpdateStatus":{status},"#), 1)
+    };
+    services(&mut view, &[&previous(90, 8080)]);
+    let after = snapshot(&mut view);
+    let ports = after.tasks[TASK_ID].ports.as_ref().unwrap();
+    assert_eq!((ports[0].target_port, ports[0].published_port), (90, Some(8080)));
+    assert_eq!(after.tasks["newer"].ports, None);
+    // What the swarm once chose is not known any more.
+    services(&mut view, &[&previous(90, 0)]);
+    assert_eq!(snapshot(&mut view).tasks[TASK_ID].ports, None);
+    // The same ports in another order are no others.
+    let both = r#"[{"Protocol":"udp","TargetPort":81,"PublishedPort":8081},{"TargetPort":80,"PublishedPort":8080}]"#;
+    services(&mut view, &[&previous(1, 1).replace(r#"[{"TargetPort":1,"PublishedPort":1}]"#, both)]);
+    assert_eq!(snapshot(&mut view).tasks[TASK_ID].ports, None);
+}
+
+#[test]
 fn what_refers_to_unlisted_objects_waits_for_them() {
     let mut view = View::default();
     tasks(&mut view, &[WEB_TASK]);

@@ -52,8 +52,11 @@ wire! {
     struct Service {
         "ID" id: String,
         "Spec" spec: ServiceSpec,
+        "PreviousSpec" previous_spec: ServiceSpec,
         "Endpoint" endpoint: Endpoint,
+        "UpdateStatus" update_status: UpdateStatus,
     }
+    struct UpdateStatus { "StartedAt" started_at: String }
     struct ServiceSpec {
         "Name" name: String,
         "Labels" labels: BTreeMap<String, Option<String>>,
@@ -63,7 +66,7 @@ wire! {
     }
     struct TaskTemplate { "Networks" networks: Vec<NetworkTarget> }
     struct NetworkTarget { "Target" target: String, "Aliases" aliases: Vec<String> }
-    struct EndpointSpec { "Mode" mode: String }
+    struct EndpointSpec { "Mode" mode: String, "Ports" ports: Vec<Port> }
     struct Endpoint {
         "Spec" spec: EndpointSpec,
         "Ports" ports: Vec<Port>,
@@ -80,6 +83,7 @@ wire! {
 
     struct Task {
         "ID" id: String,
+        "CreatedAt" created_at: String,
         "Spec" spec: TaskSpec,
         "ServiceID" service_id: String,
         "Slot" slot: u64,

@@ -255,7 +255,10 @@ impl Supervisor {
         let networks: BTreeSet<_> = snapshot.networks.keys().cloned().collect();
         let ports = published(&snapshot);
         for node in self.nodes.iter_mut().filter(|n| n.powered) {
-            node.layout.publish_ports(&ports)?;
+            // Docker's own rules are scenery: somebody who took them apart with `nft flush` wants the lab to go on.
+            if let Err(error) = node.layout.publish_ports(&ports) {
+                tracing::warn!(node = node.layout.hostname(), %error, "Docker's rules for published ports are not as Docker would have them");
+            }
             node.layout.keep_overlays(&networks)?;
         }
         self.state_changed = false;

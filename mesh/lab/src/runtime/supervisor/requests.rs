@@ -57,11 +57,12 @@ pub(super) fn first(lab: &LabName, events: &Sender<Event>, incoming: &Receiver<E
 impl Supervisor {
     fn new(lab: &LabName, setup: Setup, events: Sender<Event>) -> Result<Self, RuntimeError> {
         let defaults = SwarmConfig::default();
-        let ingress = IngressSpec {
+        let ingress = setup.ingress.clone().map(|name| IngressSpec {
+            name,
             // A constant; were it wrong, the network would lack it.
             subnet_v6: setup.ingress_v6.then(|| INGRESS_V6.parse().ok()).flatten(),
             ..IngressSpec::default()
-        };
+        });
         let nodes = (1..=setup.nodes).map(|number| NodeSpec {
             hostname: format!("node{number}"),
             address: node_address(number).into(),
@@ -71,7 +72,7 @@ impl Supervisor {
         });
         let swarm = Swarm::new(SwarmConfig {
             nodes: nodes.collect(),
-            ingress: Some(ingress),
+            ingress,
             restart_delay: setup.restart_delay.unwrap_or(defaults.restart_delay),
             convergence_delay: setup.convergence_delay.unwrap_or(defaults.convergence_delay),
             ..defaults
