@@ -154,8 +154,8 @@ impl Lab {
         let network = self.network(&snapshot, network)?;
         let service = self.service(&snapshot, service)?;
         let vips = array(&service["vips"]);
-        let address = vips.iter().filter(|v| v["network"] == network).filter_map(|v| v["address"].as_str()?.parse::<IpAddr>().ok());
-        address.filter(|a| a.is_ipv6() == v6).next().context("it has no VIP there")
+        let mut address = vips.iter().filter(|v| v["network"] == network).filter_map(|v| v["address"].as_str()?.parse::<IpAddr>().ok());
+        address.find(|a| a.is_ipv6() == v6).context("it has no VIP there")
     }
 
     fn network(&self, snapshot: &Value, name: &str) -> Result<Value> {

@@ -9,8 +9,8 @@ use crate::{
 };
 
 // Which test binaries are which tier's. In nextest.toml these would fail every run of a single package.
-const UNIT: &str = "not (binary(real) or binary(runtime) or package(swarmesh-tests))";
-const NETNS: &str = "binary(real) or binary(runtime) or (package(swarmesh-tests) and binary(~netns))";
+const UNIT: &str = "not (binary(~real) or binary(runtime) or package(swarmesh-tests))";
+const NETNS: &str = "binary(~real) or binary(runtime) or (package(swarmesh-tests) and binary(~netns))";
 const SWARM: &str = "package(swarmesh-tests) and (binary(~swarm) or binary(~dockerlab))";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

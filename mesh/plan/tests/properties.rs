@@ -1,4 +1,5 @@
 //! What must hold for any swarm and any change of it.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::net::IpAddr;
 

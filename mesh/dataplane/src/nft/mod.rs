@@ -202,10 +202,11 @@ impl NftPlane {
         if delta.is_empty() {
             return;
         }
-        self.apply_ingress(delta, now);
+        // A task's own table comes first: what is sent to it before that has to be sent again.
         for (task, change) in &delta.sandboxes {
             self.apply_sandbox(task, change.is_some(), now);
         }
+        self.apply_ingress(delta, now);
         for (network, changes) in &delta.vips {
             // A sandbox that changed has taken these along already.
             let members = self.tasks.iter().filter(|(id, t)| !delta.sandboxes.contains_key(*id) && t.plan().networks.contains(network));
