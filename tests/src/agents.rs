@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -63,15 +63,6 @@ impl Agents {
     }
 }
 
-impl Drop for Agents {
-    fn drop(&mut self) {
-        // They end with their lab; whoever is still there then would be a zombie of this process.
-        for child in self.running.iter_mut().flatten() {
-            let _ended = child.try_wait();
-        }
-    }
-}
-
 /// Where a node's agent logs.
 pub fn log(lab: &DockerLab, node: usize) -> Result<PathBuf> {
     Ok(lab.node_work(node)?.join("agent.log"))
@@ -99,12 +90,4 @@ pub fn import_image(lab: &DockerLab, program: &Path, tag: &str) -> Result<()> {
     root.busybox(&["sh", "ip", "nc", "nslookup", "ping", "ps", "sleep", "wget"])?;
     lab.import_image(tag, root.path())?;
     Ok(fs::remove_dir_all(root.path())?)
-}
-
-/// A command of this machine in a node's namespaces, its words as a person would type them there.
-pub fn interactive(lab: &DockerLab, node: usize, words: &[String]) -> Result<Command> {
-    let (program, rest) = words.split_first().context("no command")?;
-    let mut command = lab.command_in_node(node, program)?;
-    command.args(rest);
-    Ok(command)
 }

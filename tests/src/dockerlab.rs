@@ -49,7 +49,6 @@ pub struct DockerLab {
 
 #[derive(Debug)]
 struct Node {
-    name: String,
     work: PathBuf,
     keeper: Keeper,
     engine: Option<Child>,
@@ -114,7 +113,7 @@ impl DockerLab {
             let id: u32 = text.trim().parse().with_context(|| format!("no process is known for node {name}"))?;
             ensure!(Path::new(&format!("/proc/{id}")).exists(), "node {name} of lab {prefix} is gone");
             let work = lab.node_dir(lab.nodes.len());
-            lab.nodes.push(Node { name, work, keeper: Keeper::Found(id), engine: None });
+            lab.nodes.push(Node { work, keeper: Keeper::Found(id), engine: None });
         }
         ensure!(!lab.nodes.is_empty(), "there is no lab {prefix}");
         Ok(lab)
@@ -404,7 +403,7 @@ impl Node {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
         let mut keeper = command.spawn().with_context(|| format!("cannot start node {name}"))?;
         wait_until_made(&name, &work, &mut keeper)?;
-        Ok(Self { name, work, keeper: Keeper::Own(keeper), engine: None })
+        Ok(Self { work, keeper: Keeper::Own(keeper), engine: None })
     }
 }
 

@@ -366,9 +366,14 @@ impl Held {
 
     /// Says something and waits for the echo.
     pub fn talk(&mut self) -> Result<()> {
-        self.stream.write_all(b"still there?\n").context("write")?;
+        self.say("still there?")
+    }
+
+    /// As [`Self::talk`], with a line of the caller's.
+    pub fn say(&mut self, line: &str) -> Result<()> {
+        self.stream.write_all(format!("{line}\n").as_bytes()).context("write")?;
         let answer = self.line()?;
-        ensure!(answer == "still there?", "unexpected answer {answer:?}");
+        ensure!(answer == line, "unexpected answer {answer:.100?}");
         Ok(())
     }
 

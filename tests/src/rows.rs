@@ -12,10 +12,16 @@ pub type Row<T> = (&'static str, fn(&T) -> Result<()>);
 ///
 /// `ROWS=E31,E36` runs only rows whose names start so.
 pub fn run<T>(subject: &T, rows: &[Row<T>]) {
+    run_some(subject, rows, &[""]);
+}
+
+/// As [`run`], for the rows whose names start with one of `prefixes`.
+pub fn run_some<T>(subject: &T, rows: &[Row<T>], prefixes: &[&str]) {
     let only = std::env::var("ROWS").unwrap_or_default();
     let wanted: Vec<&str> = only.split(',').filter(|w| !w.is_empty()).collect();
     let mut failed = Vec::new();
-    for (name, check) in rows.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| name.starts_with(w))) {
+    let starts = |name: &str, prefixes: &[&str]| prefixes.iter().any(|p| name.starts_with(p));
+    for (name, check) in rows.iter().filter(|(name, _)| starts(name, prefixes) && (wanted.is_empty() || starts(name, &wanted))) {
         let start = Instant::now();
         let outcome = check(subject);
         let took = start.elapsed().as_secs_f32();

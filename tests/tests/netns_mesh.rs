@@ -16,7 +16,7 @@ use swarmesh_tests::{
     lab::{Held, Knock, Lab, ask, ask_udp, knock_tcp, knock_tcp_for, udp_socket},
     load::field,
     netns::within,
-    rows::{Row, run},
+    rows::{Row, run, run_some},
 };
 
 const NODES: [&str; 3] = ["node1", "node2", "node3"];
@@ -494,3 +494,22 @@ fn mesh_rows() {
     lab.settled(&NODES).unwrap();
     run(&lab, ROWS);
 }
+
+/// The rows that meet the host's own rules, under the rules that Docker has had since 29.8.
+#[test]
+fn mesh_rows_on_docker_29_8() {
+    let lab = Lab::up("newlayout", 3, STACK, &["--layout", "docker-29.8"]).unwrap();
+    lab.settled(&NODES).unwrap();
+    run_some(&lab, ROWS, &HOST_ROWS);
+}
+
+/// The same on hosts without any rules of Docker's, whose distribution turns the strict reverse path filter on.
+#[test]
+fn mesh_rows_on_bare_hosts_with_strict_reverse_path() {
+    let lab = Lab::up("bare", 3, STACK, &["--layout", "bare", "--rp-filter", "1"]).unwrap();
+    lab.settled(&NODES).unwrap();
+    // Not S3: without Docker's masquerade a task's packets do not come back from other nodes.
+    run_some(&lab, ROWS, &HOST_ROWS[1..]);
+}
+
+const HOST_ROWS: [&str; 9] = ["S3", "E36", "K1", "S1 ", "E45", "S2 ", "E41", "S9", "S10"];

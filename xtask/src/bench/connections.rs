@@ -31,6 +31,7 @@ use crate::run::{output, say};
 const CLIENTS: usize = 4;
 /// Source addresses: enough that no connection meets the ghost of an earlier one with the same ports.
 const ADDRESSES: usize = 64;
+const PLACES: [&str; 5] = ["client", "node", "overlay", "sandbox", "task"];
 const BLOCK: Duration = Duration::from_secs(2);
 
 pub(crate) fn run(blocks: usize) -> Result<()> {
@@ -126,12 +127,13 @@ impl Subject {
 
     fn lay_out(&self) -> Result<()> {
         let way = self.way;
-        for place in ["client", "node", "sandbox", "task"] {
+        for place in PLACES {
             output(Command::new("ip").args(["netns", "add", &name(way, place)]))?;
             ip(way, place, "link set lo up")?;
         }
         ip(way, "node", "link add docker_gwbridge type bridge")?;
-        ip(way, "node", "link add ingress type bridge")?;
+        // In a namespace of its own, as Docker has it: bridged packets must not meet the node's rules.
+        ip(way, "overlay", "link add ingress type bridge")?;
         for (place, device, mac, address, peer, bridge) in [
             ("client", "eth0", "02:00:00:00:00:01", "192.0.2.101/24", "eth0", ""),
             ("sandbox", "eth0", "02:42:0a:00:00:02", "10.0.0.2/24", "vi0", "ingress"),
@@ -139,18 +141,19 @@ impl Subject {
             ("task", "eth0", "02:42:0a:00:00:03", "10.0.0.3/24", "vi1", "ingress"),
             ("task", "eth1", "02:42:ac:12:00:03", "172.18.0.3/16", "vg1", "docker_gwbridge"),
         ] {
-            ip(way, place, &format!("link add {device} address {mac} type veth peer name {peer} netns {}", name(way, "node")))?;
+            let other = if bridge == "ingress" { "overlay" } else { "node" };
+            ip(way, place, &format!("link add {device} address {mac} type veth peer name {peer} netns {}", name(way, other)))?;
             ip(way, place, &format!("addr add {address} dev {device}"))?;
             ip(way, place, &format!("link set {device} up"))?;
             if !bridge.is_empty() {
-                ip(way, "node", &format!("link set {peer} master {bridge}"))?;
+                ip(way, other, &format!("link set {peer} master {bridge}"))?;
             }
-            ip(way, "node", &format!("link set {peer} up"))?;
+            ip(way, other, &format!("link set {peer} up"))?;
         }
         ip(way, "node", "addr add 192.0.2.11/24 dev eth0")?;
         ip(way, "node", "addr add 172.18.0.1/16 dev docker_gwbridge")?;
         ip(way, "node", "link set docker_gwbridge up")?;
-        ip(way, "node", "link set ingress up")?;
+        ip(way, "overlay", "link set ingress up")?;
         for client in 1..ADDRESSES {
             ip(way, "client", &format!("addr add 192.0.2.{}/24 dev eth0", 101 + client))?;
         }
@@ -159,6 +162,15 @@ impl Subject {
         ip(way, "task", "route add default via 172.18.0.1")?;
         for place in ["node", "sandbox"] {
             within(&path(way, place), || std::fs::write("/proc/sys/net/ipv4/ip_forward", "1"))??;
+        }
+        // As Docker leaves them; the effective value is the greater of this and `all`.
+        for place in PLACES {
+            within(&path(way, place), || {
+                for entry in std::fs::read_dir("/proc/sys/net/ipv4/conf")?.flatten() {
+                    std::fs::write(entry.path().join("rp_filter"), "0")?;
+                }
+                std::io::Result::Ok(())
+            })??;
         }
         Ok(())
     }
@@ -235,7 +247,7 @@ fn path(way: Way, place: &str) -> PathBuf {
 }
 
 fn remove(way: Way) {
-    for place in ["client", "node", "sandbox", "task"] {
+    for place in PLACES {
         let _ = Command::new("ip").args(["netns", "del", &name(way, place)]).output();
     }
 }
