@@ -390,6 +390,11 @@ impl Held {
         }
     }
 
+    /// This end and the other one, as this end sees them.
+    pub fn ends(&self) -> Result<(SocketAddr, SocketAddr)> {
+        Ok((self.stream.local_addr()?, self.stream.peer_addr()?))
+    }
+
     /// The task that answers, from the greeting.
     pub fn task(&self) -> &str {
         self.greeting.split_whitespace().next().unwrap_or_default()

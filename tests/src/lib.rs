@@ -7,3 +7,4 @@ pub mod lab;
 pub mod load;
 pub mod netns;
 pub mod rows;
+pub mod stray;

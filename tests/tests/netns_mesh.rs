@@ -17,6 +17,7 @@ use swarmesh_tests::{
     load::field,
     netns::within,
     rows::{Row, run, run_some},
+    stray::inject,
 };
 
 const NODES: [&str; 3] = ["node1", "node2", "node3"];
@@ -365,11 +366,17 @@ const ROWS: &[Row<Lab>] = &[
     }),
     ("K12 a stray packet of an established connection draws no RST from the mesh", |lab| {
         let mut held = Held::open(&lab.namespace("client1"), at(node_address(0), 7000))?;
-        // Out-of-window segments are what retransmission after a long pause looks like to a connection tracker.
-        for _ in 0..20 {
-            held.talk()?;
+        held.talk()?;
+        let (client, server) = held.ends()?;
+        for sequence in [1, 0x4000_0000, 0x9000_0000] {
+            within(&lab.namespace("client1"), move || inject(client, server, sequence))??;
         }
-        Ok(())
+        // The same by VIP, where the caller itself translates.
+        let task = lab.tasks("api")?.into_iter().next().context("no task")?;
+        let mut inside = Held::open(&lab.task_namespace(&task), at(lab.vip("web", "back")?, 80))?;
+        std::thread::sleep(Duration::from_millis(100));
+        held.talk().context("the connection by a published port was reset")?;
+        inside.talk()
     }),
     ("K15 two services publish one port number on TCP and UDP, others are refused by validation", |lab| {
         let broken = "services:\n  a: {image: x, ports: ['7100:80']}\n  b: {image: x, ports: ['7100:81']}\n";
@@ -450,6 +457,7 @@ const ROWS: &[Row<Lab>] = &[
     }),
     ("S14 uninstall takes everything of ours away, and the agent brings it back", |lab| {
         lab.lab(&["agent", "node3", "stop"])?;
+        lab.wait("the agent has ended", || Ok(lab.api("node3", "/healthz").is_err()))?;
         let directory = format!("{}/node3/netns", lab_directory(lab));
         lab.swarmesh("node3", &["uninstall", "--netns-dir", &directory, "--state-dir", &format!("{}/node3/state", lab_directory(lab))])?;
         let rules = within(&lab.namespace("node3"), || std::process::Command::new("nft").args(["list", "ruleset"]).output())??;

@@ -1,5 +1,8 @@
 //! The shape of our tables: names, marks, and the skeletons as nft text.
 //!
+//! What can be decided once per connection is decided in nat chains, which see a connection's first packet only; chains
+//! that see every packet hold one rule or two.
+//!
 //! Three kinds of namespace have one each. Everything is in `inet swarmesh` (and, in a task, `netdev swarmesh` for the last
 //! step of the way back). Docker's tables are never touched: ours stand at earlier priorities of the same hooks.
 //!
@@ -165,19 +168,22 @@ pub(crate) fn node_skeleton(p: &NodeParameters) -> Skeleton {
     body.push_str("\tset bound4 { type inet_proto . inet_service . ipv4_addr; flags interval; }\n");
     body.push_str("\tset bound6 { type inet_proto . inet_service . ipv6_addr; flags interval; }\n");
 
-    // Runs before the routing decision that would drop a martian, so it must say itself that loopback stays loopback
-    // (moby 45610): nobody on a wire may send to 127.0.0.1 or ::1.
-    let guard = "\t\tiifname != \"lo\" ip daddr 127.0.0.0/8 drop\n\t\tiifname != \"lo\" ip6 daddr ::1 drop\n".to_owned();
+    // We let 127.0.0.0/8 pass on the bridge for the answers to this node's own connections, and nobody else may use that.
+    let guard = format!("\t\tiifname \"{bridge}\" ip daddr 127.0.0.0/8 drop\n");
 
-    // A port that listens on few addresses is refused on the others, before Docker's rules offer it on all.
-    let mut listen = String::new();
-    listen.push_str("\t\tct state != new return\n\t\tfib daddr type != local return\n");
-    listen.push_str("\t\tmeta nfproto ipv4 meta l4proto . th dport @bound meta l4proto . th dport . ip daddr != @bound4 goto refuse\n");
-    listen.push_str("\t\tmeta nfproto ipv6 meta l4proto . th dport @bound meta l4proto . th dport . ip6 daddr != @bound6 goto refuse\n");
-    if p.refuse6 {
-        listen.push_str("\t\tmeta nfproto ipv6 meta l4proto . th dport @published goto refuse\n");
-        listen.push_str("\t\tmeta nfproto ipv6 meta l4proto . th dport @bound goto refuse\n");
+    let mut enter = String::new();
+    if let Some(sandbox) = p.sandbox4 {
+        // The sandbox is reached through a published port or not at all: no route of a neighbour's leads to it.
+        let _ = writeln!(enter, "\t\tiifname != \"{bridge}\" ip daddr {sandbox} drop");
     }
+    if let Some(sandbox) = p.sandbox6 {
+        let _ = writeln!(enter, "\t\tiifname != \"{bridge}\" ip6 daddr {sandbox} drop");
+    }
+    enter.push_str("\t\tfib daddr type != local return\n");
+    // This runs before the routing decision that would drop a martian, so it must say itself that loopback stays
+    // loopback (moby 45610): nobody on a wire may send to 127.0.0.1 or ::1.
+    enter.push_str("\t\tiifname != \"lo\" ip daddr 127.0.0.0/8 drop\n\t\tiifname != \"lo\" ip6 daddr ::1 drop\n");
+    enter.push_str("\t\tgoto published_ports\n");
 
     let mut published = String::new();
     if let Some(to) = p.sandbox4 {
@@ -188,6 +194,11 @@ pub(crate) fn node_skeleton(p: &NodeParameters) -> Skeleton {
         let _ = writeln!(published, "\t\tmeta nfproto ipv6 meta l4proto . th dport @published dnat ip6 to {to}");
         let _ = writeln!(published, "\t\tmeta l4proto . th dport . ip6 daddr @bound6 dnat ip6 to {to}");
     }
+    if p.refuse6 {
+        published.push_str("\t\tmeta nfproto ipv6 meta l4proto . th dport @published goto refuse\n");
+    }
+    // A port that listens on few addresses is refused on the others, before Docker's rules offer it on all.
+    published.push_str("\t\tmeta l4proto . th dport @bound goto refuse\n");
 
     // Addresses that exist on every node would collide at a task that two nodes deliver to, and answers to the bridge's
     // own neighbours would not come back through this node's connection table.
@@ -207,32 +218,20 @@ pub(crate) fn node_skeleton(p: &NodeParameters) -> Skeleton {
         let _ = writeln!(source, "\t\t{ours} ip6 saddr ::1 masquerade\n\t\t{ours} iifname \"{bridge}\" masquerade");
     }
 
-    // The sandbox is reached through a published port or not at all: no route of a neighbour's leads to it.
-    let mut forward = String::new();
-    if let Some(sandbox) = p.sandbox4 {
-        let _ = writeln!(
-            forward,
-            "\t\tiifname != \"{bridge}\" oifname \"{bridge}\" ip daddr {sandbox} ct direction original ct status & dnat == 0 drop"
-        );
-    }
+    // A segment that the connection tracker cannot place is not translated; answered here, it would draw a reset that ends
+    // the connection it belongs to (kubernetes 74839).
+    let stray = "\t\tct state invalid meta l4proto . th dport @published drop\n\t\tct state invalid meta l4proto . th dport @bound drop\n";
 
     Skeleton::new(
         &body,
         &[
             ("guard", "type filter hook prerouting priority -300; policy accept;", guard),
             ("refuse", "", REFUSE.to_owned()),
-            ("listen", "", listen),
-            ("listen_in", "type filter hook prerouting priority -115; policy accept;", "\t\tgoto listen\n".to_owned()),
-            ("listen_out", "type filter hook output priority -115; policy accept;", "\t\tgoto listen\n".to_owned()),
             ("published_ports", "", published),
-            (
-                "enter",
-                "type nat hook prerouting priority -110; policy accept;",
-                "\t\tfib daddr type local goto published_ports\n".to_owned(),
-            ),
+            ("enter", "type nat hook prerouting priority -110; policy accept;", enter),
             ("leave", "type nat hook output priority -110; policy accept;", "\t\tfib daddr type local goto published_ports\n".to_owned()),
+            ("stray", "type filter hook input priority -10; policy accept;", stray.to_owned()),
             ("source", "type nat hook postrouting priority 90; policy accept;", source),
-            ("forward", "type filter hook forward priority -10; policy accept;", forward),
         ],
         None,
     )
@@ -255,27 +254,33 @@ pub(crate) fn ingress_skeleton(p: &IngressParameters) -> Skeleton {
     body.push_str("\tset hidden { type inet_proto . inet_service; }\n");
     body.push_str("\tchain dispatch4 { }\n\tchain dispatch6 { }\n");
 
+    // Nothing passes through here but connections that a published port translates: neither from the node's side nor from
+    // members of the ingress network.
+    // After the translation the published port is no longer in the packet, so what it asked for is noted before.
     let enter = format!(
-        "\t\tiifname != \"{from}\" return\n\t\tfib daddr type != local return\n\t\tmeta nfproto ipv4 goto dispatch4\n\t\tgoto dispatch6\n"
+        "\t\tiifname \"{to}\" fib daddr type != local drop\n\
+         \t\tiifname != \"{from}\" return\n\
+         \t\tfib daddr type != local drop\n\
+         \t\tmeta l4proto . th dport @hidden ct mark set 0x{HIDDEN_MARK:08x}\n\
+         \t\tmeta nfproto ipv4 goto dispatch4\n\
+         \t\tgoto dispatch6\n"
     );
     // Clamped both ways: the node's leg takes longer packets than VXLAN does. IPv6 and IPv4 headers differ by 20 bytes.
     let (mss4, mss6) = (p.mtu.saturating_sub(40), p.mtu.saturating_sub(60));
-    let forward = format!(
-        "\t\tiifname \"{from}\" ct direction original ct status & dnat == 0 drop\n\
-         \t\tiifname \"{to}\" ct direction original drop\n\
-         \t\tmeta nfproto ipv4 tcp flags syn tcp option maxseg size set {mss4}\n\
-         \t\tmeta nfproto ipv6 tcp flags syn tcp option maxseg size set {mss6}\n"
-    );
-    // After the translation the published port is no longer in the packet, so what it asked for is noted before.
-    let hide = format!("\t\tiifname \"{from}\" ct state new meta l4proto . th dport @hidden ct mark set 0x{HIDDEN_MARK:08x}\n");
+    let clamp =
+        format!("\t\tmeta nfproto ipv4 tcp option maxseg size set {mss4}\n\t\tmeta nfproto ipv6 tcp option maxseg size set {mss6}\n");
+    // As on the node: what cannot be placed must not be answered.
+    let stray = "\t\tct state invalid drop\n".to_owned();
+    let forward = "\t\tct state invalid drop\n\t\ttcp flags syn goto clamp\n".to_owned();
     let source = format!("\t\toifname \"{to}\" ct status dnat ct mark 0x{HIDDEN_MARK:08x} masquerade\n");
     Skeleton::new(
         &body,
         &[
             ("refuse", "", REFUSE.to_owned()),
-            ("hide", "type filter hook prerouting priority -115; policy accept;", hide),
             ("enter", "type nat hook prerouting priority -110; policy accept;", enter),
+            ("clamp", "", clamp),
             ("forward", "type filter hook forward priority -10; policy accept;", forward),
+            ("stray", "type filter hook input priority -10; policy accept;", stray),
             ("source", "type nat hook postrouting priority 90; policy accept;", source),
         ],
         None,
@@ -292,6 +297,9 @@ pub(crate) fn task_skeleton(p: &TaskParameters) -> Skeleton {
     let mut body = String::new();
     balancer_maps(&mut body, "ipv4_addr", "ipv6_addr");
     body.push_str("\tchain dispatch4 { }\n\tchain dispatch6 { }\n");
+    // Nothing goes out by the ingress leg on the task's own account.
+    let no_exit =
+        p.ingress_leg.as_ref().map_or_else(String::new, |leg| format!("\t\toifname \"{leg}\" meta l4proto {{ tcp, udp, sctp }} reject\n"));
     let mut chains = vec![
         ("refuse", "", REFUSE.to_owned()),
         (
@@ -299,28 +307,27 @@ pub(crate) fn task_skeleton(p: &TaskParameters) -> Skeleton {
             "type nat hook output priority -110; policy accept;",
             // Only new connections come by here; saying so turns connection tracking on, without which none would (a
             // table whose VIPs have no backend at all has no other reason to).
-            "\t\tct state != new return\n\t\tmeta nfproto ipv4 goto dispatch4\n\t\tmeta nfproto ipv6 goto dispatch6\n".to_owned(),
+            format!("\t\tct state != new return\n{no_exit}\t\tmeta nfproto ipv4 goto dispatch4\n\t\tmeta nfproto ipv6 goto dispatch6\n"),
         ),
     ];
     if let Some(leg) = &p.ingress_leg {
         body.push_str("\tmap port4 { type inet_proto . inet_service : ipv4_addr . inet_service; }\n");
         body.push_str("\tmap port6 { type inet_proto . inet_service : ipv6_addr . inet_service; }\n");
         let [mask, mark] = [u32::from_be_bytes(ENTRY_BITS), 0x5750_0000];
-        // The text's numbers are in packet order here: nft compares a raw payload byte by byte.
-        let entry = format!("\t\tiifname \"{leg}\" ct state new ct mark set @ll,64,32 & 0x{mask:08x} | 0x{mark:08x}\n");
+        let stray = format!("\t\tiifname \"{leg}\" ct state invalid drop\n");
         let answer = format!("\t\tct direction reply ct mark & 0x{MARK_MASK:08x} == 0x{MARK:08x} meta mark set ct mark\n");
+        // The entry node is remembered; then, as Docker has it, only published ports come in by this leg. The numbers of
+        // the first rule are in packet order: nft takes a raw payload byte by byte.
         let deliver = format!(
-            "\t\tiifname \"{leg}\" dnat ip to meta l4proto . th dport map @port4\n\
-             \t\tiifname \"{leg}\" dnat ip6 to meta l4proto . th dport map @port6\n"
+            "\t\tiifname != \"{leg}\" return\n\
+             \t\tct mark set @ll,64,32 & 0x{mask:08x} | 0x{mark:08x}\n\
+             \t\tdnat ip to meta l4proto . th dport map @port4\n\
+             \t\tdnat ip6 to meta l4proto . th dport map @port6\n\
+             \t\tmeta l4proto {{ tcp, udp, sctp }} drop\n"
         );
-        // As Docker has it: only published ports come in by this leg, and nothing goes out by it on its own account.
-        let closed = format!("\t\tiifname \"{leg}\" meta l4proto {{ tcp, udp, sctp }} ct direction original ct status & dnat == 0 drop\n");
-        let no_exit = format!("\t\toifname \"{leg}\" meta l4proto {{ tcp, udp, sctp }} ct direction original reject\n");
-        chains.push(("entry", "type filter hook prerouting priority -150; policy accept;", entry));
+        chains.push(("stray", "type filter hook prerouting priority -150; policy accept;", stray));
         chains.push(("answer", "type route hook output priority -150; policy accept;", answer));
         chains.push(("deliver", "type nat hook prerouting priority -110; policy accept;", deliver));
-        chains.push(("closed", "type filter hook input priority -10; policy accept;", closed));
-        chains.push(("no_exit", "type filter hook output priority -10; policy accept;", no_exit));
     }
     Skeleton::new(&body, &chains, p.ingress_leg.as_deref())
 }
