@@ -19,7 +19,13 @@ use std::{
     fs::{self, File},
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr},
-    os::unix::{net::UnixStream, process::CommandExt},
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            net::{SocketAddr, UnixListener, UnixStream},
+            process::CommandExt,
+        },
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread::{self, sleep},
@@ -45,6 +51,8 @@ pub struct DockerLab {
     work: PathBuf,
     nodes: Vec<Node>,
     kept: bool,
+    /// Held until the lab is gone or left alone; nothing ever connects to it.
+    _name: Option<UnixListener>,
 }
 
 #[derive(Debug)]
@@ -80,10 +88,11 @@ impl DockerLab {
         );
         ensure!((1..=80).contains(&nodes) && (1..=nodes).contains(&managers), "a lab has 1 to 80 nodes and at least one manager");
         ensure!(nix::unistd::geteuid().is_root(), "a lab needs root for its namespaces");
-        Self::sweep(prefix)?;
+        let name = reserve(prefix)?;
+        cleanup::remove(prefix)?;
         let work = cleanup::work_dir(prefix);
         fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
-        let mut lab = Self { prefix: prefix.to_owned(), work, nodes: Vec::new(), kept: false };
+        let mut lab = Self { prefix: prefix.to_owned(), work, nodes: Vec::new(), kept: false, _name: Some(name) };
         lab.make_lan(nodes)?;
         for index in 0..nodes {
             let node = Node::start(&lab, index)?;
@@ -107,7 +116,7 @@ impl DockerLab {
     /// Finds a lab that was kept. Its engines are those of the process that started them: they can be asked, not stopped.
     pub fn attach(prefix: &str) -> Result<Self> {
         let work = cleanup::work_dir(prefix);
-        let mut lab = Self { prefix: prefix.to_owned(), work, nodes: Vec::new(), kept: true };
+        let mut lab = Self { prefix: prefix.to_owned(), work, nodes: Vec::new(), kept: true, _name: None };
         while let Ok(text) = fs::read_to_string(lab.node_dir(lab.nodes.len()).join("ready")) {
             let name = node_name(lab.nodes.len());
             let id: u32 = text.trim().parse().with_context(|| format!("no process is known for node {name}"))?;
@@ -121,6 +130,7 @@ impl DockerLab {
 
     /// Removes what an earlier lab of this name left, however it ended.
     pub fn sweep(prefix: &str) -> Result<()> {
+        let _name = reserve(prefix)?;
         cleanup::remove(prefix)
     }
 
@@ -405,6 +415,13 @@ impl Node {
         wait_until_made(&name, &work, &mut keeper)?;
         Ok(Self { work, keeper: Keeper::Own(keeper), engine: None })
     }
+}
+
+/// Keeps other processes from making, and thereby sweeping, a lab of the same name. An abstract socket ends with its process,
+/// however that ends, and leaves no file.
+fn reserve(prefix: &str) -> Result<UnixListener> {
+    let address = SocketAddr::from_abstract_name(format!("swarmesh-dockerlab-{prefix}"))?;
+    UnixListener::bind_addr(&address).with_context(|| format!("lab {prefix} is another process's at the moment"))
 }
 
 fn wait_until_made(name: &str, work: &Path, keeper: &mut Child) -> Result<()> {

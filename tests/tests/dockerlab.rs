@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "all of this is a test")]
 
 use std::{
-    mem,
     path::Path,
     sync::{Arc, Mutex},
     thread::{self, sleep},
@@ -294,7 +293,7 @@ fn a_lost_lab_is_swept() {
     let first = lab(prefix, 2, 1);
     first.docker(1, &["run", "--detach", IMAGE, "sleep", "1000000"]).unwrap();
     let mut agent = first.spawn_in_node(0, std::process::Command::new("sleep").arg("1000000")).unwrap();
-    mem::forget(first);
+    first.keep();
     let left = residue(prefix).join("\n");
     for kind in ["namespace dllost-n1", "process", "cgroup", "directory"] {
         assert!(left.contains(kind), "{kind}: {left}");

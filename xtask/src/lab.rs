@@ -1,6 +1,6 @@
 //! `cargo xtask lab`: three real dockerd on this machine with an agent on each, there until they are taken down.
 
-use std::process::Command;
+use std::{path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
@@ -28,9 +28,9 @@ pub(crate) enum LabCommand {
         /// Docker alone
         #[arg(long)]
         no_agents: bool,
-        /// Build and run the agent as it would be released
-        #[arg(long)]
-        release: bool,
+        /// This `swarmesh` instead of a fresh build
+        #[arg(long, value_name = "FILE")]
+        program: Option<PathBuf>,
     },
     /// The Docker client against a node's engine: `lab docker 1 -- service ls`
     Docker {
@@ -54,7 +54,7 @@ pub(crate) fn run(command: LabCommand) -> Result<()> {
         bail!("the lab makes network namespaces: run it as root");
     }
     match command {
-        LabCommand::Up { nodes, no_agents, release } => up(usize::from(nodes), no_agents, release),
+        LabCommand::Up { nodes, no_agents, program } => up(usize::from(nodes), no_agents, program),
         LabCommand::Docker { node, words } => {
             let lab = DockerLab::attach(NAME)?;
             finish(lab.docker_command(index(node, &lab)?).args(&words))
@@ -64,9 +64,9 @@ pub(crate) fn run(command: LabCommand) -> Result<()> {
     }
 }
 
-fn up(nodes: usize, no_agents: bool, release: bool) -> Result<()> {
+fn up(nodes: usize, no_agents: bool, program: Option<PathBuf>) -> Result<()> {
     packages::ensure(&PACKAGES)?;
-    let program = build(release)?;
+    let program = program.map_or_else(|| build(false), Ok)?;
     say(&format!("{nodes} engines, one swarm"));
     let lab = DockerLab::up(NAME, nodes, nodes)?;
     let mut agents = Agents::new(&lab, &program)?;

@@ -25,7 +25,7 @@ use swarmesh_model::Protocol;
 use swarmesh_plan::{Policy, PortKey, Scheduler};
 
 use crate::{
-    layout::{BalancerSets, REFUSE_CLASS, SETS4, SETS6, TABLE},
+    layout::{BalancerSets, REFUSE_CHAIN, REFUSE_CLASS, SETS4, SETS6, TABLE},
     slots::rearrange,
 };
 
@@ -33,6 +33,9 @@ use crate::{
 const LANES: u16 = 16;
 /// Unused chains that are kept for the next service of their kind.
 const SPARE_CLASSES: usize = 64;
+
+/// Numbers are not used again while an agent runs; a larger one that is found was not ours.
+const LAST_CLASS: u32 = u32::MAX / 2;
 
 /// What a packet is looked up by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -446,19 +449,7 @@ impl Balancer {
         if held.empty_chains.contains(self.sets.dispatch) {
             ops.push(self.dispatch_rule());
         }
-        let mut slots_of_class: HashMap<u32, Class> = HashMap::new();
-        for element in &held.classes {
-            let number = <[u8; 4]>::try_from(element.key.as_slice()).map(u32::from_ne_bytes);
-            let (Ok(number), Some(ElementData::Goto(chain))) = (number, &element.data) else { continue };
-            self.next_class = self.next_class.max(number.saturating_add(1));
-            if let Some(class) = Class::from_chain(chain, self.v6) {
-                if held.empty_chains.contains(chain) {
-                    self.add_rules(class, &mut ops);
-                }
-                self.classes.insert(class, number);
-                slots_of_class.insert(number, class);
-            }
-        }
+        let slots_of_class = self.adopt_classes(held, &mut ops);
         let mut found: HashMap<(Front, bool), BTreeMap<u32, IpAddr>> = HashMap::new();
         let all = held.slot.iter().map(|e| (e, false)).chain(held.sticky.iter().map(|e| (e, true)));
         for (element, sticky) in all {
@@ -469,6 +460,9 @@ impl Balancer {
                 && let Some(address) = data.get(if sticky { 4 } else { 0 }..).and_then(address_of)
             {
                 found.entry((front, sticky)).or_default().insert(index, address);
+            } else {
+                let set = if sticky { self.sets.sticky } else { self.sets.slot };
+                ops.push(NftOp::DeleteElement { set, key: element.key.clone() });
             }
         }
         let live: HashSet<&[u8]> = held.live.iter().map(|e| e.key.as_slice()).collect();
@@ -479,7 +473,10 @@ impl Balancer {
                 Some(ElementData::Value(data)) => data.get(4..).and_then(|b| <[u8; 4]>::try_from(b).ok()).map(u32::from_ne_bytes),
                 _ => None,
             };
-            let (Some(front), Some(class)) = (front, class) else { continue };
+            let (Some(front), Some(class)) = (front, class) else {
+                ops.push(NftOp::DeleteElement { set: self.sets.front, key: element.key.clone() });
+                continue;
+            };
             let shape = slots_of_class.get(&class);
             let sticky = shape.is_some_and(|c| c.affinity > 0);
             let slots = found.remove(&(front, sticky)).unwrap_or_default();
@@ -510,6 +507,41 @@ impl Balancer {
         ops
     }
 
+    /// The classes as held, by number; those that make no sense go, and so do chains that no class leads to.
+    fn adopt_classes(&mut self, held: &Held, ops: &mut Vec<NftOp>) -> HashMap<u32, Class> {
+        let mut by_number = HashMap::new();
+        let mut led_to = HashSet::new();
+        let mut refuses = false;
+        for element in &held.classes {
+            let number = <[u8; 4]>::try_from(element.key.as_slice()).map(u32::from_ne_bytes).unwrap_or(u32::MAX);
+            let Some(ElementData::Goto(chain)) = &element.data else { continue };
+            if number == REFUSE_CLASS && chain == REFUSE_CHAIN {
+                refuses = true;
+                continue;
+            }
+            match Class::from_chain(chain, self.v6).filter(|class| number <= LAST_CLASS && !self.classes.contains_key(class)) {
+                Some(class) if number != REFUSE_CLASS => {
+                    if held.empty_chains.contains(chain) {
+                        self.add_rules(class, ops);
+                    }
+                    self.next_class = self.next_class.max(number + 1);
+                    self.classes.insert(class, number);
+                    by_number.insert(number, class);
+                    led_to.insert(chain.as_str());
+                }
+                _ => ops.push(NftOp::DeleteElement { set: self.sets.classes, key: element.key.clone() }),
+            }
+        }
+        if !refuses {
+            let data = Some(ElementData::Goto(REFUSE_CHAIN.to_owned()));
+            ops.push(NftOp::AddElement { set: self.sets.classes, key: REFUSE_CLASS.to_ne_bytes().to_vec(), data });
+        }
+        for chain in held.chains.iter().filter(|c| Class::from_chain(c, self.v6).is_some() && !led_to.contains(c.as_str())) {
+            ops.push(NftOp::DeleteChain { family: self.sets.front.family, table: TABLE, chain: chain.clone() });
+        }
+        by_number
+    }
+
     pub(crate) fn sets(&self) -> &BalancerSets {
         &self.sets
     }
@@ -523,6 +555,8 @@ pub(crate) struct Held {
     pub(crate) slot: Vec<Element>,
     pub(crate) sticky: Vec<Element>,
     pub(crate) live: Vec<Element>,
+    /// All chains of the table.
+    pub(crate) chains: Vec<String>,
     /// Of the chains that this balancer has, those without rules.
     pub(crate) empty_chains: HashSet<String>,
 }
@@ -554,3 +588,6 @@ fn port_of(key: &[u8]) -> Option<PortKey> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,6 +27,8 @@ pub enum PlaneError {
     NoTaskLeg { addresses: Vec<std::net::IpAddr> },
     #[error("the ingress network's subnet {subnet} has more than 20 host bits; use a /12 or smaller: entry nodes cannot be told apart")]
     SubnetTooWide { subnet: IpNet },
+    #[error("the interface {name:?} has a name that nft or iptables would misread; rename it to letters, digits, '-', '_' and '.'")]
+    OddInterface { name: String },
     #[error("waits for the ingress sandbox")]
     WaitsForIngress,
 }

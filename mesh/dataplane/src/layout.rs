@@ -19,6 +19,8 @@ use std::{
 use ipnet::{IpNet, Ipv4Net};
 use swarmesh_kernel::{Expr, Family, NftOp, PayloadBase, Reg, SetName};
 
+use crate::PlaneError;
+
 /// Name of our tables in every namespace.
 pub const TABLE: &str = "swarmesh";
 
@@ -89,6 +91,7 @@ pub(crate) const SETS6: BalancerSets = BalancerSets {
 
 /// Class 0: no backend, refuse.
 pub(crate) const REFUSE_CLASS: u32 = 0;
+pub(crate) const REFUSE_CHAIN: &str = "refuse";
 
 /// A skeleton's text and the marker chain whose presence says that it is loaded.
 #[derive(Clone, Debug)]
@@ -97,6 +100,10 @@ pub(crate) struct Skeleton {
     pub(crate) marker: String,
     /// Chains that must not be empty.
     pub(crate) chains: Vec<&'static str>,
+    /// All chains that it names itself.
+    names: Vec<&'static str>,
+    /// Has the table with the last step of the way back.
+    pub(crate) netdev: bool,
 }
 
 impl Skeleton {
@@ -118,8 +125,15 @@ impl Skeleton {
                 "table netdev {TABLE} {{\n\tchain way_back {{ type filter hook egress device \"{device}\" priority 0; policy accept; }}\n}}"
             );
         }
+        let names = chains.iter().map(|(name, _, _)| *name).collect();
         let chains = chains.iter().filter(|(_, _, rules)| !rules.is_empty()).map(|(name, _, _)| *name).collect();
-        Self { script, marker, chains }
+        Self { script, marker, chains, names, netdev: netdev.is_some() }
+    }
+
+    /// True for a chain that a skeleton with other parameters had and this one has not.
+    pub(crate) fn has_done_with(&self, chain: &str) -> bool {
+        let kept = ["dispatch", "pick", "bindings_", "was_off_", "layout_"];
+        !self.names.contains(&chain) && !kept.iter().any(|k| chain.starts_with(k))
     }
 
     /// Marker chains of this layout start so.
@@ -127,6 +141,9 @@ impl Skeleton {
         format!("layout_{LAYOUT}_")
     }
 }
+
+/// The chain that only a task with an ingress leg has.
+pub(crate) const DELIVER: &str = "deliver";
 
 const REFUSE: &str = "\t\tmeta l4proto tcp reject with tcp reset\n\t\treject with icmpx type port-unreachable\n";
 
@@ -139,10 +156,20 @@ fn balancer_maps(out: &mut String, key4: &str, key6: &str) {
         let _ = writeln!(out, "\tmap front{n} {{ type {key} : mark . mark; }}");
         let _ = writeln!(out, "\tmap slot{n} {{ type {key} . mark : {address}; }}");
         let _ = writeln!(out, "\tmap sticky{n} {{ type {key} . mark : mark . {address}; }}");
-        let _ = writeln!(out, "\tmap classes{n} {{ type mark : verdict; elements = {{ 0x{REFUSE_CLASS:08x} : goto refuse }}; }}");
+        let _ = writeln!(out, "\tmap classes{n} {{ type mark : verdict; elements = {{ 0x{REFUSE_CLASS:08x} : goto {REFUSE_CHAIN} }}; }}");
         let _ = writeln!(out, "\tmap affinity{n} {{ type {key} . {address} : mark . {address}; size 262144; flags dynamic,timeout; }}");
         let _ = writeln!(out, "\tset live{n} {{ type {key} . {address}; }}");
     }
+}
+
+/// Interface names stand between quotes in scripts, and as words of iptables. Linux allows almost any byte in them, but
+/// nft's strings have no escape for a quote, and a name's last `*` (nft) or `+` (iptables) would stand for many names.
+pub(crate) fn check_name(name: &str) -> Result<(), PlaneError> {
+    let odd = |c: char| !c.is_ascii_graphic() || matches!(c, '"' | '\\' | '*' | '+');
+    if name.is_empty() || name.starts_with(['-', '!']) || name.contains(odd) {
+        return Err(PlaneError::OddInterface { name: name.to_owned() });
+    }
+    Ok(())
 }
 
 /// The node's own namespace: published ports on its addresses, handed to the ingress sandbox.
@@ -327,7 +354,7 @@ pub(crate) fn task_skeleton(p: &TaskParameters) -> Skeleton {
         );
         chains.push(("stray", "type filter hook prerouting priority -150; policy accept;", stray));
         chains.push(("answer", "type route hook output priority -150; policy accept;", answer));
-        chains.push(("deliver", "type nat hook prerouting priority -110; policy accept;", deliver));
+        chains.push((DELIVER, "type nat hook prerouting priority -110; policy accept;", deliver));
     }
     Skeleton::new(&body, &chains, p.ingress_leg.as_deref())
 }

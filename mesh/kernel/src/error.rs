@@ -11,7 +11,7 @@ use nix::libc;
 #[non_exhaustive]
 pub enum KernelError {
     /// The container or sandbox behind the path ended, so whoever holds state for it can drop that state.
-    #[error("no network namespace at {path} (any more): its container is gone, drop what was held for it", path = path.display())]
+    #[error("no network namespace at {path} (yet, or any more)", path = path.display())]
     NamespaceGone {
         /// Where the namespace was expected.
         path: PathBuf,

@@ -15,7 +15,7 @@ const LOCK_WAIT: &str = "5";
 
 const PACKAGE: &str = "iptables";
 
-/// One command per family, by the name under which it is installed.
+/// A variant of the command, by the name under which it is installed.
 struct Candidate {
     tool: &'static str,
     /// Where the kernel lists the legacy tables that this namespace has. The legacy tools create a table by looking into it,
@@ -28,66 +28,57 @@ const V4: [Candidate; 3] = [
     Candidate { tool: "iptables-nft", legacy_tables: None },
     Candidate { tool: "iptables-legacy", legacy_tables: Some("/proc/thread-self/net/ip_tables_names") },
 ];
-const V6: [Candidate; 3] = [
-    Candidate { tool: "ip6tables", legacy_tables: None },
-    Candidate { tool: "ip6tables-nft", legacy_tables: None },
-    Candidate { tool: "ip6tables-legacy", legacy_tables: Some("/proc/thread-self/net/ip6_tables_names") },
-];
-
-/// The commands that see a DOCKER-USER chain, at most one for each family.
+/// The command that sees IPv4's DOCKER-USER chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Iptables {
-    tools: Vec<&'static str>,
+    tool: &'static str,
 }
 
 impl Iptables {
     /// Finds which of the variants Docker uses in `ns`. `None` if no variant has the chain: there is no Docker, or one that
     /// manages its firewall otherwise.
     pub fn detect(ns: &Netns) -> Result<Option<Self>, KernelError> {
-        let mut tools = Vec::new();
-        for family in [V4, V6] {
-            for candidate in family {
-                if candidate.has_chain(ns)? {
-                    tools.push(candidate.tool);
-                    break;
-                }
+        for candidate in V4 {
+            if candidate.has_chain(ns)? {
+                return Ok(Some(Self { tool: candidate.tool }));
             }
         }
-        Ok((!tools.is_empty()).then_some(Self { tools }))
+        Ok(None)
     }
 
-    /// Names of the commands in use.
-    pub fn tools(&self) -> &[&'static str] {
-        &self.tools
+    /// Name of the command in use.
+    pub fn tool(&self) -> &'static str {
+        self.tool
     }
 
-    /// Puts `rule` at the head of `chain`, for each family that has the chain. True if it was missing anywhere.
-    ///
-    /// `rule` must make sense for both families, as marks and interfaces do.
+    /// Puts `rule` at the end of `chain`, before the RETURN that Docker ends it with, so that whatever its owner wrote
+    /// there comes first. True if it was missing.
     pub fn ensure_rule(&self, ns: &Netns, chain: &str, rule: &[&str]) -> Result<bool, KernelError> {
-        self.each_tool(|tool| {
-            let missing = !has_rule(ns, tool, chain, rule)?;
-            if missing {
-                done(tool, &format!("add a rule to {chain}"), &run(ns, tool, "-I", chain, rule)?)?;
-            }
-            Ok(missing)
-        })
+        if has_rule(ns, self.tool, chain, rule)? {
+            return Ok(false);
+        }
+        let listed = run(ns, self.tool, "-S", chain, &[])?;
+        done(self.tool, &format!("list {chain}"), &listed)?;
+        let listed = String::from_utf8_lossy(&listed.stdout);
+        let rules: Vec<&str> = listed.lines().filter(|line| line.starts_with("-A ")).collect();
+        let ends_with_return = rules.last().is_some_and(|last| *last == format!("-A {chain} -j RETURN"));
+        let output = if ends_with_return {
+            let position = rules.len().to_string();
+            run(ns, self.tool, "-I", chain, &[&[position.as_str()], rule].concat())?
+        } else {
+            run(ns, self.tool, "-A", chain, rule)?
+        };
+        done(self.tool, &format!("add a rule to {chain}"), &output).map(|()| true)
     }
 
     /// Takes `rule` out of `chain`, every copy of it. True if there was one.
     pub fn remove_rule(&self, ns: &Netns, chain: &str, rule: &[&str]) -> Result<bool, KernelError> {
-        self.each_tool(|tool| {
-            let mut removed = false;
-            while has_rule(ns, tool, chain, rule)? {
-                done(tool, &format!("delete a rule from {chain}"), &run(ns, tool, "-D", chain, rule)?)?;
-                removed = true;
-            }
-            Ok(removed)
-        })
-    }
-
-    fn each_tool(&self, mut work: impl FnMut(&'static str) -> Result<bool, KernelError>) -> Result<bool, KernelError> {
-        self.tools.iter().try_fold(false, |changed, tool| Ok(work(tool)? || changed))
+        let mut removed = false;
+        while has_rule(ns, self.tool, chain, rule)? {
+            done(self.tool, &format!("delete a rule from {chain}"), &run(ns, self.tool, "-D", chain, rule)?)?;
+            removed = true;
+        }
+        Ok(removed)
     }
 }
 
@@ -126,7 +117,7 @@ fn done(tool: &'static str, action: &str, output: &Output) -> Result<(), KernelE
 
 fn run(ns: &Netns, tool: &'static str, verb: &str, chain: &str, rule: &[&str]) -> Result<Output, KernelError> {
     let mut command = Command::new(tool);
-    command.args(["-w", LOCK_WAIT, verb, chain]).args(rule).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.args(["-w", LOCK_WAIT, verb, chain]).args(rule).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     match ns.spawn(&mut command) {
         Ok(child) => child.wait_with_output().map_err(|source| KernelError::from_io(format!("run {tool}"), source)),
         Err(KernelError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {

@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::Path};
 
 use crate::{
     ConntrackSocket, DOCKER_USER, DefaultRoute, Element, Family, FlowFilter, Interface, Iptables, Kernel, KernelError, Namespace, Netns,
-    NftMonitor, NftOp, NftSocket, RouteSocket, SetName, load_script, sysctl,
+    NetnsId, NftMonitor, NftOp, NftSocket, RouteSocket, SetName, load_script, sysctl,
 };
 
 /// The kernel that this process runs on.
@@ -18,6 +18,10 @@ impl Kernel for LinuxKernel {
 
     fn open_current(&self) -> Result<Box<dyn Namespace>, KernelError> {
         Ok(Box::new(LinuxNamespace::new(Netns::current()?)))
+    }
+
+    fn identity(&self, path: &Path) -> Result<NetnsId, KernelError> {
+        Netns::open(path).map(|ns| ns.id())
     }
 
     fn open_monitor(&self, path: Option<&Path>) -> Result<NftMonitor, KernelError> {

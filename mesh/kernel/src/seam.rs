@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::Path};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use crate::{DefaultRoute, Element, Family, FlowFilter, KernelError, NftMonitor, NftOp, SetName};
+use crate::{DefaultRoute, Element, Family, FlowFilter, KernelError, NetnsId, NftMonitor, NftOp, SetName};
 
 /// A network interface with its addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -33,6 +33,9 @@ pub trait Kernel: Send + Sync {
 
     /// Opens the namespace that the agent itself is in.
     fn open_current(&self) -> Result<Box<dyn Namespace>, KernelError>;
+
+    /// Which namespace is behind a path now: an open handle goes on meaning the one that it was opened for.
+    fn identity(&self, path: &Path) -> Result<NetnsId, KernelError>;
 
     /// Starts to listen to nftables in a namespace; `None` is the agent's own.
     fn open_monitor(&self, path: Option<&Path>) -> Result<NftMonitor, KernelError>;
@@ -98,7 +101,7 @@ pub trait Namespace: Send {
     /// Takes a neighbour away.
     fn remove_neighbour(&mut self, index: u32, address: IpAddr) -> Result<bool, KernelError>;
 
-    /// Puts `rule`, in iptables' words, at the head of Docker's DOCKER-USER chain. `None` if there is no such chain.
+    /// Puts `rule`, in iptables' words, behind what others have in Docker's DOCKER-USER chain for IPv4. `None` if there is no such chain.
     fn ensure_forward_rule(&mut self, rule: &[&str]) -> Result<Option<bool>, KernelError>;
 
     /// Takes it out again. `None` if there is no such chain.

@@ -193,7 +193,7 @@ networks:
 const QUICK: [&str; 7] = ["--no-agents", "--restart-delay", "0.3", "--convergence-delay", "0.2", "--heartbeat", "0.5"];
 
 #[test]
-fn the_seeds_come_up_unedited_and_go_without_a_trace() {
+fn printed_stacks_come_up_unedited_and_go_without_a_trace() {
     let Some(lab) = Lab::new("seeds") else { return };
     let stacks = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stacks");
     let file = |name: &str| stacks.join(name).to_str().unwrap().to_owned();

@@ -22,7 +22,7 @@ pub(crate) enum At {
 }
 
 /// Flows to cut, once the rules that replace them are in.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Cut {
     pub(crate) at: At,
     pub(crate) backend: IpAddr,

@@ -8,19 +8,23 @@ use std::{
 };
 
 use ipnet::IpNet;
-use swarmesh_kernel::{FlowFilter, Interface, Kernel, KernelError, NftOp};
+use swarmesh_kernel::{FlowFilter, Interface, Kernel, KernelError, NftOp, SetName};
 use swarmesh_model::Protocol;
 use swarmesh_plan::{Ingress, NodePlan, PortKey, PublishedPort, SourceMode};
 
 use super::{
     mirror::SetMirror,
-    table::{Table, UDP, loosen_reverse_path},
+    table::{Debts, IP_FORWARD, Table, UDP, loosen_reverse_path},
 };
 use crate::{
     PlaneError,
     balancer::{Balancer, Front, FrontState, port_key},
-    layout::{IngressParameters, inet, ingress_skeleton},
+    layout::{IngressParameters, SETS4, SETS6, check_name, inet, ingress_skeleton},
 };
+
+/// Its sets that make it answer.
+pub(crate) const SETS: [SetName; 9] =
+    [SETS4.front, SETS4.slot, SETS4.sticky, SETS4.live, SETS6.front, SETS6.slot, SETS6.sticky, SETS6.live, inet("hidden")];
 
 #[derive(Debug)]
 pub(crate) struct IngressTable {
@@ -42,17 +46,15 @@ pub(crate) struct IngressFacts {
 }
 
 impl IngressTable {
-    pub(crate) fn open(kernel: &dyn Kernel, path: &Path, node: &NodePlan, ingress: &Ingress) -> Result<Self, PlaneError> {
-        let table = Table::open(kernel, Some(path))?;
-        let mut this = Self {
-            table,
+    /// Opens the namespace; [`Self::sync`] must follow.
+    pub(crate) fn open(kernel: &dyn Kernel, path: &Path, debts: Debts) -> Result<Self, PlaneError> {
+        Ok(Self {
+            table: Table::open(kernel, Some(path), debts)?,
             ports4: Balancer::ports(false),
             ports6: Balancer::ports(true),
             hidden: SetMirror::new(inet("hidden")),
             facts: IngressFacts::default(),
-        };
-        this.sync(node, ingress)?;
-        Ok(this)
+        })
     }
 
     pub(crate) fn facts(&self) -> &IngressFacts {
@@ -74,12 +76,14 @@ impl IngressTable {
             .find(|i| i.index == route.index && i.index != ingress_leg.index)
             .ok_or_else(|| PlaneError::NoBridgeLeg { path: path() })?
             .clone();
+        check_name(&bridge_leg.name)?;
+        check_name(&ingress_leg.name)?;
         self.facts = facts(&bridge_leg, &ingress_leg, route.gateway);
 
         let parameters = IngressParameters { bridge_leg: bridge_leg.name.clone(), ingress_leg: ingress_leg.name.clone(), mtu: ingress.mtu };
         self.table.load(&ingress_skeleton(&parameters))?;
+        self.table.switch_on("net/ipv4/ip_forward", IP_FORWARD)?;
         let ns = &mut self.table.ns;
-        ns.sysctl_ensure("net/ipv4/ip_forward", "1")?;
         for leg in [&bridge_leg.name, &ingress_leg.name] {
             loosen_reverse_path(&mut **ns, leg)?;
         }
@@ -93,6 +97,11 @@ impl IngressTable {
         let held = self.table.ns.elements(self.hidden.name())?;
         self.hidden.adopt(held);
 
+        let new_udp: Vec<u16> = if self.table.debts.fresh {
+            Vec::new()
+        } else {
+            node.published.keys().filter(|key| self.is_new_udp(**key)).map(|key| key.1).collect()
+        };
         for (key, port) in &node.published {
             self.set_port(*key, Some(port), &mut ops);
         }
@@ -106,6 +115,9 @@ impl IngressTable {
         let hidden = node.published.iter().filter(|(_, p)| p.policy.source == SourceMode::Snat);
         self.hidden.replace(hidden.map(|(k, _)| (port_key(*k).to_vec(), None)).collect::<HashMap<_, _>>(), &mut ops);
         self.table.commit(ops)?;
+        for port in new_udp {
+            self.forget_port(port);
+        }
         Ok(())
     }
 
@@ -113,7 +125,7 @@ impl IngressTable {
         let mut ops = Vec::new();
         let mut new_udp = Vec::new();
         for (key, port) in changes {
-            if key.0 == Protocol::Udp && port.is_some() && self.ports4.targets(Front::Port(*key)).is_none() {
+            if port.is_some() && self.is_new_udp(*key) {
                 new_udp.push(key.1);
             }
             self.set_port(*key, port.as_deref(), &mut ops);
@@ -123,6 +135,10 @@ impl IngressTable {
             self.forget_port(port);
         }
         Ok(())
+    }
+
+    fn is_new_udp(&self, key: PortKey) -> bool {
+        key.0 == Protocol::Udp && self.ports4.targets(Front::Port(key)).is_none()
     }
 
     fn set_port(&mut self, key: PortKey, port: Option<&PublishedPort>, ops: &mut Vec<NftOp>) {

@@ -19,6 +19,10 @@ impl SetMirror {
         self.set
     }
 
+    pub(crate) fn holds(&self, key: &[u8]) -> bool {
+        self.elements.contains_key(key)
+    }
+
     pub(crate) fn adopt(&mut self, elements: Vec<Element>) {
         let value = |data| match data {
             Some(ElementData::Value(bytes)) => Some(bytes),

@@ -31,7 +31,13 @@ use swarmesh_kernel::{Kernel, NftMonitor};
 use swarmesh_model::{Problem, ServiceId, TaskId};
 use swarmesh_plan::{NodePlan, PlanDelta, Policy, Scheduler};
 
-use self::{flows::Flows, ingress::IngressTable, node::NodeTable, table::Harm, task::TaskTable};
+use self::{
+    flows::{Cut, Flows},
+    ingress::IngressTable,
+    node::NodeTable,
+    table::{Debts, Harm, release},
+    task::TaskTable,
+};
 use crate::PlaneError;
 
 pub use uninstall::uninstall;
@@ -44,6 +50,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(10);
 const EARLY: Duration = Duration::from_secs(1);
 const SLOW_RETRY: Duration = Duration::from_millis(320);
 const LAST_RETRY: Duration = Duration::from_secs(5);
+/// More flows than this are not remembered for a place that cannot cut them yet.
+const MOST_CUTS: usize = 1024;
 /// The number by which the watch knows the directory of namespaces; places count from 0.
 const DIRECTORY: u64 = u64::MAX;
 
@@ -123,6 +131,8 @@ struct Pending {
     error: PlaneError,
     retry: Instant,
     pause: Duration,
+    /// Flows that are to be cut here once it works again.
+    cuts: BTreeSet<Cut>,
 }
 
 /// See the module's own words.
@@ -134,6 +144,8 @@ pub struct NftPlane {
     ingress: Option<IngressTable>,
     tasks: BTreeMap<TaskId, TaskTable>,
     records: BTreeMap<Place, Record>,
+    /// Of places whose last attempt failed.
+    debts: BTreeMap<Place, Debts>,
     flows: Flows,
     problems: BTreeMap<ServiceId, Problem>,
     watch: Option<Epoll>,
@@ -172,6 +184,7 @@ impl NftPlane {
             ingress: None,
             tasks: BTreeMap::new(),
             records: BTreeMap::new(),
+            debts: BTreeMap::new(),
             flows: Flows::default(),
             problems: BTreeMap::new(),
             watch,
@@ -222,16 +235,15 @@ impl NftPlane {
     }
 
     fn apply_ingress(&mut self, delta: &PlanDelta, now: Instant) {
-        let needed = self.plan.ingress.is_some() && !self.plan.published.is_empty();
-        if let Some(change) = &delta.ingress {
+        if delta.ingress.is_some() {
             // Another ingress network has another sandbox under the same name.
             for place in [Place::Ingress, Place::Node] {
                 self.close(&place);
             }
-            if change.is_none() {
-                return;
-            }
         }
+        // With a new ingress network, nobody knows what an earlier agent left; and what waits must learn that it need not.
+        let waits = self.records.contains_key(&Place::Ingress) || self.records.contains_key(&Place::Node);
+        let needed = !self.plan.published.is_empty() || waits || delta.ingress.is_some();
         if self.ingress.is_some() {
             if !delta.published.is_empty() {
                 self.attempt(&Place::Ingress, now, |plane, _| match &mut plane.ingress {
@@ -286,13 +298,27 @@ impl NftPlane {
         let healed = before.as_ref().map_or(0, |r| r.healed);
         match work(self, place) {
             Ok(()) => {
-                let since = before.filter(|r| r.pending.is_none()).map_or(now, |r| r.since);
+                self.debts.remove(place);
+                // What is not needed is not open either.
+                let Some(table) = self.table(place) else { return };
+                table.debts = Debts::default();
+                let (was_pending, before) = (before.as_ref().is_some_and(|r| r.pending.is_some()), before);
+                let since = before.as_ref().filter(|_| !was_pending).map_or(now, |r| r.since);
                 self.records.insert(place.clone(), Record { pending: None, since, healed });
                 self.watch(place);
+                for cut in before.and_then(|r| r.pending).into_iter().flat_map(|p| p.cuts) {
+                    self.cut_at(place, &cut);
+                }
             }
             Err(error) => {
-                self.drop_table(place);
-                let again = before.and_then(|r| r.pending.map(|p| (p.pause, r.since)));
+                if let Some(debts) = self.drop_table(place) {
+                    self.debts.insert(place.clone(), debts);
+                }
+                let (mut again, mut cuts) = (None, BTreeSet::new());
+                if let Some(Record { pending: Some(pending), since, .. }) = before {
+                    again = Some((pending.pause, since));
+                    cuts = pending.cuts;
+                }
                 let since = again.map_or(now, |(_, since)| since);
                 let early = now.saturating_duration_since(since) < EARLY;
                 let pause = again.filter(|_| !early).map_or(FIRST_RETRY, |(pause, _)| (pause * 2).min(LAST_RETRY));
@@ -302,8 +328,10 @@ impl NftPlane {
                 } else {
                     tracing::debug!(place = %self.name(place), %error, "not applied, will be tried again");
                 }
-                self.errors += 1;
-                let pending = Some(Pending { error, retry: now + pause, pause });
+                if !early {
+                    self.errors += 1;
+                }
+                let pending = Some(Pending { error, retry: now + pause, pause, cuts });
                 self.records.insert(place.clone(), Record { pending, since, healed });
             }
         }
@@ -318,26 +346,29 @@ impl NftPlane {
     }
 
     fn sync_to(&mut self, place: &Place, plan: &NodePlan) -> Result<(), PlaneError> {
+        let needed = plan.ingress.is_some() && (!plan.published.is_empty() || self.table(place).is_some());
+        let debts = self.debts.get(place).copied().unwrap_or_default();
         match place {
+            // A task's namespace goes with its task. The node's stays, and our hold on its ports must not.
+            Place::Ingress if !needed => {
+                self.closed.add(release(&*self.kernel, Some(&self.config.netns_dir.join(INGRESS_SANDBOX)), &ingress::SETS)?);
+            }
+            Place::Node if !needed => self.closed.add(release(&*self.kernel, None, &node::SETS)?),
             Place::Ingress => {
                 let Some(network) = &plan.ingress else { return Ok(()) };
-                match &mut self.ingress {
-                    Some(table) => table.sync(plan, network)?,
-                    None => {
-                        let path = self.config.netns_dir.join(INGRESS_SANDBOX);
-                        self.ingress = Some(IngressTable::open(&*self.kernel, &path, plan, network)?);
-                    }
+                if self.ingress.is_none() {
+                    let path = self.config.netns_dir.join(INGRESS_SANDBOX);
+                    self.ingress = Some(IngressTable::open(&*self.kernel, &path, debts)?);
                 }
+                self.ingress.as_mut().map_or(Ok(()), |table| table.sync(plan, network))?;
             }
             Place::Node => {
-                if plan.ingress.is_none() {
-                    return Ok(());
-                }
                 let facts = self.ingress.as_ref().map(|i| i.facts().clone()).ok_or(PlaneError::WaitsForIngress)?;
-                match &mut self.node {
-                    Some(table) => table.sync(plan, &facts, self.config.node_address)?,
-                    None => self.node = Some(NodeTable::open(&*self.kernel, plan, &facts, self.config.node_address)?),
+                if self.node.is_none() {
+                    self.node = Some(NodeTable::open(&*self.kernel, debts)?);
                 }
+                let address = self.config.node_address;
+                self.node.as_mut().map_or(Ok(()), |table| table.sync(plan, &facts, address))?;
             }
             Place::Task(id) => match self.tasks.get_mut(id) {
                 Some(table) => table.sync(plan)?,
@@ -350,8 +381,9 @@ impl NftPlane {
     fn open_task(&mut self, id: &TaskId, plan: &NodePlan) -> Result<(), PlaneError> {
         if let Some(sandbox) = plan.sandboxes.get(id) {
             let path = self.config.netns_dir.join(&sandbox.sandbox);
-            let table = TaskTable::open(&*self.kernel, &path, sandbox, plan)?;
-            self.tasks.insert(id.clone(), table);
+            let debts = self.debts.get(&Place::Task(id.clone())).copied().unwrap_or_default();
+            let table = TaskTable::open(&*self.kernel, &path, debts, sandbox)?;
+            self.tasks.entry(id.clone()).or_insert(table).sync(plan)?;
         }
         Ok(())
     }
@@ -360,9 +392,10 @@ impl NftPlane {
     fn close(&mut self, place: &Place) {
         self.drop_table(place);
         self.records.remove(place);
+        self.debts.remove(place);
     }
 
-    fn drop_table(&mut self, place: &Place) {
+    fn drop_table(&mut self, place: &Place) -> Option<Debts> {
         self.watched.retain(|_, p| p != place);
         let table = match place {
             Place::Ingress => self.ingress.take().map(|t| t.table),
@@ -370,10 +403,10 @@ impl NftPlane {
             Place::Task(id) => self.tasks.remove(id).map(|t| t.table),
         };
         // Closing its sockets takes them out of the watch, and lets the namespace go.
-        if let Some(table) = table {
-            self.closed.commits += table.counts.commits;
-            self.closed.operations += table.counts.operations;
-        }
+        table.map(|table| {
+            self.closed.add(table.counts);
+            table.debts
+        })
     }
 
     /// Retries what is due and ends drains that are over. Returns when to call again.
@@ -392,17 +425,32 @@ impl NftPlane {
     fn cut(&mut self, cuts: &[flows::Cut]) {
         for cut in cuts {
             match &cut.at {
-                flows::At::Vip(network, vip) => {
-                    for table in self.tasks.values_mut().filter(|t| t.plan().networks.contains(network)) {
-                        table.forget_backend(*vip, cut.backend, cut.protocol);
+                flows::At::Vip(network, _) => {
+                    let members = self.plan.sandboxes.iter().filter(|(_, s)| s.networks.contains(network));
+                    for place in members.map(|(id, _)| Place::Task(id.clone())).collect::<Vec<_>>() {
+                        self.cut_at(&place, cut);
                     }
                 }
-                flows::At::Port(key) => {
-                    if let Some(table) = &mut self.ingress {
-                        table.forget_backend(*key, cut.backend);
-                    }
+                flows::At::Port(_) => self.cut_at(&Place::Ingress, cut),
+            }
+        }
+    }
+
+    fn cut_at(&mut self, place: &Place, cut: &Cut) {
+        if let Some(pending) = self.records.get_mut(place).and_then(|r| r.pending.as_mut()) {
+            if pending.cuts.len() < MOST_CUTS {
+                pending.cuts.insert(cut.clone());
+            }
+            return;
+        }
+        match (&cut.at, &mut self.ingress) {
+            (flows::At::Vip(_, vip), _) => {
+                if let Some(table) = self.task(place) {
+                    table.forget_backend(*vip, cut.backend, cut.protocol);
                 }
             }
+            (flows::At::Port(key), Some(table)) => table.forget_backend(*key, cut.backend),
+            (flows::At::Port(_), None) => {}
         }
     }
 
@@ -466,23 +514,45 @@ impl NftPlane {
             // What is in the events does not matter, only that they are read.
             while directory.read_events().is_ok() {}
         }
+        self.leave_replaced(now);
         for pending in self.records.values_mut().filter_map(|r| r.pending.as_mut()) {
             pending.retry = now;
             pending.pause = FIRST_RETRY;
         }
     }
 
+    /// Lets go of namespaces that are no longer behind their paths, and takes those that are.
+    fn leave_replaced(&mut self, now: Instant) {
+        let tasks = self.tasks.iter().filter(|(_, t)| !t.table.is_current(&*self.kernel)).map(|(id, _)| Place::Task(id.clone()));
+        let ingress = self.ingress.iter().filter(|t| !t.table.is_current(&*self.kernel)).map(|_| Place::Ingress);
+        let replaced: Vec<Place> = ingress.chain(tasks).collect();
+        for place in replaced {
+            self.drop_table(&place);
+            self.attempt(&place, now, Self::sync);
+            if place == Place::Ingress {
+                // The new one may have other addresses.
+                self.drop_table(&Place::Node);
+                self.attempt(&Place::Node, now, Self::sync);
+            }
+        }
+    }
+
     fn harm(&mut self, place: &Place) -> Harm {
-        let table = match place {
+        self.table(place).map_or(Harm::None, table::Table::harm)
+    }
+
+    fn table(&mut self, place: &Place) -> Option<&mut table::Table> {
+        match place {
             Place::Ingress => self.ingress.as_mut().map(|t| &mut t.table),
             Place::Node => self.node.as_mut().map(|t| &mut t.table),
             Place::Task(id) => self.tasks.get_mut(id).map(|t| &mut t.table),
-        };
-        table.map_or(Harm::None, table::Table::harm)
+        }
     }
 
     /// Reads every place back and mends what differs.
     pub fn audit(&mut self, now: Instant) {
+        self.leave_replaced(now);
+        self.release_leftovers();
         let places: Vec<Place> = self.records.iter().filter(|(_, r)| r.pending.is_none()).map(|(p, _)| p.clone()).collect();
         for place in places {
             let before = self.work();
@@ -499,6 +569,22 @@ impl NftPlane {
                 }
                 Ok(())
             });
+        }
+    }
+
+    /// Published ports that an earlier agent left, in a swarm that has none any more. Not done at the first plan: an agent
+    /// that does not know the swarm yet has a plan without ports, too.
+    fn release_leftovers(&mut self) {
+        let unused = |place| !self.records.contains_key(&place);
+        if self.plan.version == 0 || !self.plan.published.is_empty() || !unused(Place::Node) || !unused(Place::Ingress) {
+            return;
+        }
+        let sandbox = self.config.netns_dir.join(INGRESS_SANDBOX);
+        for (path, sets) in [(None, &node::SETS[..]), (Some(sandbox.as_path()), &ingress::SETS[..])] {
+            match release(&*self.kernel, path, sets) {
+                Ok(counts) => self.closed.add(counts),
+                Err(error) => tracing::warn!(%error, "ports of an earlier agent may still be answered"),
+            }
         }
     }
 

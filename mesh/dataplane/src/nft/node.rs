@@ -9,7 +9,7 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
-use swarmesh_kernel::{Family, FlowFilter, Interface, Kernel, NftOp};
+use swarmesh_kernel::{Family, FlowFilter, Interface, Kernel, NftOp, SetName};
 use swarmesh_model::Protocol;
 use swarmesh_plan::{NodePlan, PortKey, PublishedPort};
 
@@ -17,13 +17,16 @@ use super::{
     HostFacts,
     ingress::IngressFacts,
     mirror::SetMirror,
-    table::{Table, UDP},
+    table::{Debts, IP_FORWARD, ROUTE_LOCALNET, Table, UDP},
 };
 use crate::{
     PlaneError,
     balancer::port_key,
-    layout::{NodeParameters, TABLE, inet, node_skeleton},
+    layout::{NodeParameters, TABLE, check_name, inet, node_skeleton},
 };
+
+/// Its sets that make it answer.
+pub(crate) const SETS: [SetName; 4] = [inet("published"), inet("bound"), inet("bound4"), inet("bound6")];
 
 #[derive(Debug)]
 pub(crate) struct NodeTable {
@@ -37,18 +40,16 @@ pub(crate) struct NodeTable {
 }
 
 impl NodeTable {
-    pub(crate) fn open(kernel: &dyn Kernel, node: &NodePlan, ingress: &IngressFacts, address: Option<IpAddr>) -> Result<Self, PlaneError> {
-        let table = Table::open(kernel, None)?;
-        let mut this = Self {
-            table,
+    /// Opens the namespace; [`Self::sync`] must follow.
+    pub(crate) fn open(kernel: &dyn Kernel, debts: Debts) -> Result<Self, PlaneError> {
+        Ok(Self {
+            table: Table::open(kernel, None, debts)?,
             facts: HostFacts::default(),
             published: SetMirror::new(inet("published")),
             bound: SetMirror::new(inet("bound")),
             bindings: BTreeMap::new(),
             bindings_marker: String::new(),
-        };
-        this.sync(node, ingress, address)?;
-        Ok(this)
+        })
     }
 
     pub(crate) fn facts(&self) -> &HostFacts {
@@ -59,6 +60,7 @@ impl NodeTable {
     pub(crate) fn sync(&mut self, node: &NodePlan, ingress: &IngressFacts, address: Option<IpAddr>) -> Result<(), PlaneError> {
         let interfaces = self.table.ns.interfaces()?;
         let bridge = find_bridge(&interfaces, ingress)?;
+        check_name(&bridge.name)?;
         let chains = self.table.ns.chains(Family::Ip, "filter")?.unwrap_or_default();
         let old_layout = chains.iter().any(|c| c == "DOCKER-INGRESS");
         let parameters = NodeParameters {
@@ -71,12 +73,12 @@ impl NodeTable {
             refuse6: ingress.address6.is_none() && old_layout,
         };
         self.facts = HostFacts { bridge: bridge.name.clone(), old_layout, ipv6: ingress.address6.is_some() };
+        let harmed = self.table.debts.harmed;
         self.table.load(&node_skeleton(&parameters))?;
 
-        let ns = &mut self.table.ns;
-        ns.sysctl_ensure("net/ipv4/ip_forward", "1")?;
+        self.table.switch_on("net/ipv4/ip_forward", IP_FORWARD)?;
         // 127.0.0.1 as a source leaves by the bridge, and the answer comes in by it; our guard keeps others out.
-        ns.sysctl_ensure(&format!("net/ipv4/conf/{}/route_localnet", bridge.name), "1")?;
+        self.table.switch_on(&format!("net/ipv4/conf/{}/route_localnet", bridge.name), ROUTE_LOCALNET)?;
         if let Some(sandbox) = ingress.address4 {
             accept_forwarded(&mut *self.table.ns, &bridge.name, sandbox)?;
         }
@@ -89,12 +91,23 @@ impl NodeTable {
 
         self.bindings =
             node.published.iter().filter(|(_, p)| !p.policy.bind.is_empty()).map(|(k, p)| (*k, p.policy.bind.clone())).collect();
-        self.load_bindings()?;
+        // How many elements a set of ranges is dumped as is the kernel's business; whether there are any is not.
+        let ranges = !self.table.ns.elements(inet("bound4"))?.is_empty() || !self.table.ns.elements(inet("bound6"))?.is_empty();
+        self.load_bindings((harmed && !self.bindings.is_empty()) || ranges == self.bindings.is_empty())?;
         let mut ops = Vec::new();
+        let held = |key: &PortKey| self.published.holds(&port_key(*key)) || self.bound.holds(&port_key(*key));
+        let new_udp: Vec<u16> = if self.table.debts.fresh {
+            Vec::new()
+        } else {
+            node.published.keys().filter(|key| key.0 == Protocol::Udp && !held(key)).map(|key| key.1).collect()
+        };
         let (everywhere, few): (Vec<_>, Vec<_>) = node.published.iter().partition(|(_, p)| p.policy.bind.is_empty());
         self.published.replace(everywhere.into_iter().map(|(k, _)| (port_key(*k).to_vec(), None)).collect(), &mut ops);
         self.bound.replace(few.into_iter().map(|(k, _)| (port_key(*k).to_vec(), None)).collect(), &mut ops);
         self.table.commit(ops)?;
+        for port in new_udp {
+            self.forget_port(port);
+        }
         Ok(())
     }
 
@@ -120,21 +133,26 @@ impl NodeTable {
         }
         // Narrowing closes first, widening opens last: in between, less is open and never more.
         if bindings_changed {
-            self.load_bindings()?;
+            self.load_bindings(false)?;
         }
         self.table.commit(ops)?;
         for port in new_udp {
-            self.table.forget(&FlowFilter { protocol: Some(UDP), original_destination_port: Some(port), ..FlowFilter::default() });
+            self.forget_port(port);
         }
         Ok(())
     }
 
+    /// As in the ingress sandbox.
+    fn forget_port(&mut self, port: u16) {
+        self.table.forget(&FlowFilter { protocol: Some(UDP), original_destination_port: Some(port), ..FlowFilter::default() });
+    }
+
     /// Ranges of addresses are few and rarely change: they are loaded whole, as text, in one transaction.
-    fn load_bindings(&mut self) -> Result<(), PlaneError> {
+    fn load_bindings(&mut self, again: bool) -> Result<(), PlaneError> {
         let mut hasher = DefaultHasher::new();
         self.bindings.hash(&mut hasher);
         let marker = format!("{BINDINGS}{:016x}", hasher.finish());
-        if marker == self.bindings_marker || (self.bindings.is_empty() && self.bindings_marker.is_empty()) {
+        if !again && (marker == self.bindings_marker || (self.bindings.is_empty() && self.bindings_marker.is_empty())) {
             return Ok(());
         }
         let mut script = format!("flush set inet {TABLE} bound4\nflush set inet {TABLE} bound6\n");
@@ -143,7 +161,7 @@ impl NodeTable {
         }
         let _ = writeln!(script, "add chain inet {TABLE} {marker}");
         for ((protocol, port), nets) in &self.bindings {
-            let aggregated = IpNet::aggregate(&nets.clone());
+            let aggregated = IpNet::aggregate(nets);
             for net in aggregated {
                 let set = if matches!(net, IpNet::V4(_)) { "bound4" } else { "bound6" };
                 let _ = writeln!(script, "add element inet {TABLE} {set} {{ {protocol} . {port} . {net} }}");

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use swarmesh_kernel::{ElementData, Family, FlowFilter, Kernel, KernelError, Namespace, NftEvent, NftMonitor, NftOp};
+use swarmesh_kernel::{ElementData, Family, FlowFilter, Kernel, KernelError, Namespace, NetnsId, NftEvent, NftMonitor, NftOp, SetName};
 use swarmesh_model::Protocol;
 
 use crate::{
     balancer::{Balancer, Held},
-    layout::{Skeleton, TABLE},
+    layout::{DELIVER, Skeleton, TABLE},
 };
 
 /// A namespace that is open for programming.
@@ -15,9 +15,19 @@ pub(crate) struct Table {
     pub(crate) path: PathBuf,
     pub(crate) ns: Box<dyn Namespace>,
     pub(crate) monitor: NftMonitor,
-    /// Somebody took away something of ours: the presence of the marker says nothing any more.
-    harmed: bool,
+    /// `None` for the namespace that the agent is in, which nobody replaces.
+    id: Option<NetnsId>,
+    pub(crate) debts: Debts,
     pub(crate) counts: Counts,
+}
+
+/// What is known of a table and not yet acted on to the end. It outlives the handle when an attempt fails.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Debts {
+    /// Somebody took away something of ours: the presence of the marker says nothing any more.
+    pub(crate) harmed: bool,
+    /// There was none of ours before.
+    pub(crate) fresh: bool,
 }
 
 impl std::fmt::Debug for Table {
@@ -33,25 +43,69 @@ pub(crate) struct Counts {
     pub(crate) operations: u64,
 }
 
+impl Counts {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.commits += other.commits;
+        self.operations += other.operations;
+    }
+}
+
+/// Empties sets of a namespace that is not open and need not be; what there is not, is empty.
+pub(crate) fn release(kernel: &dyn Kernel, path: Option<&Path>, sets: &[SetName]) -> Result<Counts, KernelError> {
+    let mut ns = match path.map_or_else(|| kernel.open_current(), |path| kernel.open(path)) {
+        Err(KernelError::NamespaceGone { .. }) => return Ok(Counts::default()),
+        opened => opened?,
+    };
+    let mut ops = Vec::new();
+    for set in sets {
+        match ns.elements(*set) {
+            Err(KernelError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+            Ok(held) if held.is_empty() => {}
+            Ok(_) => ops.push(NftOp::FlushSet { set: *set }),
+        }
+    }
+    if ops.is_empty() {
+        return Ok(Counts::default());
+    }
+    ns.commit(&ops)?;
+    Ok(Counts { commits: 1, operations: ops.len() as u64 })
+}
+
 impl Table {
     /// `path` of `None` is the namespace that the agent itself runs in.
-    pub(crate) fn open(kernel: &dyn Kernel, path: Option<&Path>) -> Result<Self, KernelError> {
+    pub(crate) fn open(kernel: &dyn Kernel, path: Option<&Path>, debts: Debts) -> Result<Self, KernelError> {
         let ns = match path {
             Some(path) => kernel.open(path)?,
             None => kernel.open_current()?,
         };
         // Listening starts before reading, so that no change falls between the two.
         let monitor = kernel.open_monitor(path)?;
+        let id = path.map(|p| kernel.identity(p)).transpose()?;
         let path = path.map_or_else(|| PathBuf::from("/proc/self/ns/net"), Path::to_path_buf);
-        Ok(Self { path, ns, monitor, harmed: false, counts: Counts::default() })
+        Ok(Self { path, ns, monitor, id, debts, counts: Counts::default() })
     }
 
-    /// Loads the skeleton unless it is there, whole. True if there was none of ours before.
-    pub(crate) fn load(&mut self, skeleton: &Skeleton) -> Result<bool, KernelError> {
+    /// False once another namespace, or none, is behind the path: Docker rebuilds the ingress sandbox under its old name.
+    pub(crate) fn is_current(&self, kernel: &dyn Kernel) -> bool {
+        self.id.is_none_or(|id| kernel.identity(&self.path).is_ok_and(|now| now == id))
+    }
+
+    /// Sets a sysctl, after a note for the uninstaller if it is off: the other way round, a failure would lose the note.
+    pub(crate) fn switch_on(&mut self, key: &str, note: &str) -> Result<(), KernelError> {
+        if self.ns.sysctl_read(key)?.trim() == "0" {
+            let chain = format!("{WAS_OFF}{note}");
+            self.commit(vec![NftOp::AddChain { family: Family::Inet, table: TABLE, chain }])?;
+        }
+        self.ns.sysctl_ensure(key, "1").map(drop)
+    }
+
+    /// Loads the skeleton unless it is there, whole.
+    pub(crate) fn load(&mut self, skeleton: &Skeleton) -> Result<(), KernelError> {
         let chains = self.ns.chains(Family::Inet, TABLE)?;
         let held = chains.as_deref().unwrap_or_default();
-        if held.contains(&skeleton.marker) && !self.harmed && self.is_whole(skeleton)? {
-            return Ok(false);
+        if held.contains(&skeleton.marker) && !self.debts.harmed && self.is_whole(skeleton)? {
+            return Ok(());
         }
         let known_layout = held.iter().any(|c| c.starts_with(&Skeleton::prefix()));
         let mut script = String::new();
@@ -60,14 +114,23 @@ impl Table {
             for marker in held.iter().filter(|c| c.starts_with(&Skeleton::prefix())) {
                 script.push_str(&format!("delete chain inet {TABLE} {marker}\n"));
             }
+            let done: Vec<&String> = held.iter().filter(|c| skeleton.has_done_with(c)).collect();
+            script.extend(done.iter().map(|c| format!("flush chain inet {TABLE} {c}\n")));
+            script.extend(done.iter().map(|c| format!("delete chain inet {TABLE} {c}\n")));
+            if done.iter().any(|c| *c == DELIVER) {
+                script.push_str(&format!("flush map inet {TABLE} port4\nflush map inet {TABLE} port6\n"));
+            }
         } else if chains.is_some() {
             // Another layout's sets mean something else. One transaction replaces it all.
             script.push_str(&format!("delete table inet {TABLE}\n"));
         }
+        if !skeleton.netdev && self.ns.chains(Family::Netdev, TABLE)?.is_some() {
+            script.push_str(&format!("delete table netdev {TABLE}\n"));
+        }
         script.push_str(&skeleton.script);
         self.load_script(&script)?;
-        self.harmed = false;
-        Ok(!known_layout)
+        self.debts.fresh |= !known_layout;
+        Ok(())
     }
 
     fn is_whole(&mut self, skeleton: &Skeleton) -> Result<bool, KernelError> {
@@ -76,7 +139,8 @@ impl Table {
                 return Ok(false);
             }
         }
-        Ok(true)
+        let netdev = if skeleton.netdev { self.ns.chains(Family::Netdev, TABLE)?.unwrap_or_default() } else { Vec::new() };
+        Ok(!skeleton.netdev || netdev.iter().any(|c| c == "way_back"))
     }
 
     /// Loads nft text. What the monitor saw meanwhile is forgotten: `nft` is another program, but this was ours.
@@ -94,7 +158,7 @@ impl Table {
             // If even reading fails, reading the tables tells.
             Err(_) => Harm::Ours,
         };
-        self.harmed |= harm == Harm::Ours;
+        self.debts.harmed |= harm == Harm::Ours;
         harm
     }
 
@@ -122,6 +186,7 @@ impl Table {
             live: self.ns.elements(sets.live)?,
             ..Held::default()
         };
+        held.chains = self.ns.chains(Family::Inet, TABLE)?.unwrap_or_default();
         let chains =
             held.classes.iter().filter_map(|e| if let Some(ElementData::Goto(chain)) = &e.data { Some(chain.as_str()) } else { None });
         for chain in chains.chain([balancer.dispatch_chain()]) {
@@ -157,6 +222,11 @@ pub(crate) fn loosen_reverse_path(ns: &mut dyn Namespace, leg: &str) -> Result<(
     }
     Ok(())
 }
+
+/// Empty chains whose names say which sysctls were off before we needed them.
+pub(crate) const WAS_OFF: &str = "was_off_";
+pub(crate) const IP_FORWARD: &str = "ip_forward";
+pub(crate) const ROUTE_LOCALNET: &str = "route_localnet";
 
 /// What an event may have done to us, from harmless to worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -14,14 +14,15 @@ use swarmesh_plan::{Ingress, NodePlan, PortKey, SandboxPlan, VipChanges};
 
 use super::{
     mirror::SetMirror,
-    table::{Table, UDP, loosen_reverse_path},
+    table::{Debts, Table, UDP, loosen_reverse_path},
+    uninstall::remove_way_back,
 };
 use crate::{
     PlaneError,
     balancer::{Balancer, Front, FrontState, octets, port_key},
     layout::{
-        MARK, MARK_MASK, RETURN_MAC, RETURN_PRIORITY, RETURN_TABLE, RETURN_VIA4, RETURN_VIA6, TABLE, TaskParameters, fits_in_mark, inet,
-        task_skeleton, way_back_rule,
+        DELIVER, MARK, MARK_MASK, RETURN_MAC, RETURN_PRIORITY, RETURN_TABLE, RETURN_VIA4, RETURN_VIA6, TABLE, TaskParameters, check_name,
+        fits_in_mark, inet, task_skeleton, way_back_rule,
     },
 };
 
@@ -51,19 +52,25 @@ struct Arrival {
 }
 
 impl TaskTable {
-    /// Opens the namespace and brings it to the plan, whatever it held. Writes nothing if it holds that already.
-    pub(crate) fn open(kernel: &dyn Kernel, path: &Path, plan: &Arc<SandboxPlan>, node: &NodePlan) -> Result<Self, PlaneError> {
-        let table = Table::open(kernel, Some(path))?;
-        let mut this = Self { table, plan: Arc::clone(plan), vips4: Balancer::vips(false), vips6: Balancer::vips(true), arrival: None };
-        this.sync(node)?;
-        Ok(this)
+    /// Opens the namespace; [`Self::sync`] must follow.
+    pub(crate) fn open(kernel: &dyn Kernel, path: &Path, debts: Debts, plan: &Arc<SandboxPlan>) -> Result<Self, PlaneError> {
+        let table = Table::open(kernel, Some(path), debts)?;
+        Ok(Self { table, plan: Arc::clone(plan), vips4: Balancer::vips(false), vips6: Balancer::vips(true), arrival: None })
     }
 
-    /// Reads the kernel and mends what differs from the plan.
+    /// Reads the kernel and mends what differs from the plan. Writes nothing if it holds that already.
     pub(crate) fn sync(&mut self, node: &NodePlan) -> Result<(), PlaneError> {
         let interfaces = self.table.ns.interfaces()?;
         let leg = self.plan.ingress.as_ref().map(|ingress| find_leg(&interfaces, &ingress.addresses)).transpose()?;
-        let fresh = self.table.load(&task_skeleton(&TaskParameters { ingress_leg: leg.map(|l| l.name.clone()) }))?;
+        match leg {
+            Some(leg) => check_name(&leg.name)?,
+            // What was for a leg that is gone, or not ours to handle any more.
+            None if self.table.ns.has_rules(Family::Inet, TABLE, DELIVER)? => {
+                remove_way_back(&mut *self.table.ns)?;
+            }
+            None => {}
+        }
+        self.table.load(&task_skeleton(&TaskParameters { ingress_leg: leg.map(|l| l.name.clone()) }))?;
         let mut ops = Vec::new();
         ops.extend(self.table.adopt(&mut self.vips4)?);
         ops.extend(self.table.adopt(&mut self.vips6)?);
@@ -74,10 +81,12 @@ impl TaskTable {
             }
             _ => None,
         };
-        self.diff_all(node, &mut ops);
+        let new = self.diff_all(node, &mut ops);
         self.table.commit(ops)?;
-        if fresh {
+        if self.table.debts.fresh {
             self.forget_early_arrivals();
+        } else {
+            self.forget_vips(new);
         }
         Ok(())
     }
@@ -144,19 +153,26 @@ impl TaskTable {
             return self.sync(node);
         }
         let mut ops = Vec::new();
-        self.diff_all(node, &mut ops);
+        let new = self.diff_all(node, &mut ops);
         self.table.commit(ops)?;
+        self.forget_vips(new);
         Ok(())
     }
 
-    fn diff_all(&mut self, node: &NodePlan, ops: &mut Vec<NftOp>) {
+    /// Returns the VIPs that were not there before.
+    fn diff_all(&mut self, node: &NodePlan, ops: &mut Vec<NftOp>) -> Vec<IpAddr> {
         let mut wanted = HashSet::new();
+        let mut new = Vec::new();
         let plan = Arc::clone(&self.plan);
         for vips in plan.networks.iter().filter_map(|n| node.networks.get(n)) {
             for (vip, service) in vips {
                 wanted.insert(Front::Vip(*vip));
                 let state = FrontState::new(&service.policy, service.targets().collect());
-                self.balancer(*vip).set(Front::Vip(*vip), Some(&state), ops);
+                let balancer = self.balancer(*vip);
+                if balancer.targets(Front::Vip(*vip)).is_none() {
+                    new.push(*vip);
+                }
+                balancer.set(Front::Vip(*vip), Some(&state), ops);
             }
         }
         for balancer in [&mut self.vips4, &mut self.vips6] {
@@ -169,6 +185,7 @@ impl TaskTable {
             arrival.ports4.replace(arrivals(&ingress.published, arrival.own4, arrival.answers4), ops);
             arrival.ports6.replace(arrivals(&ingress.published, arrival.own6, arrival.answers6), ops);
         }
+        new
     }
 
     /// Takes changed VIPs of one of its networks.
@@ -185,13 +202,17 @@ impl TaskTable {
             balancer.set(front, state.as_ref(), &mut ops);
         }
         self.table.commit(ops)?;
+        self.forget_vips(new);
+        Ok(())
+    }
+
+    fn forget_vips(&mut self, new: Vec<IpAddr>) {
         // UDP that was sent before the VIP was known has a flow that goes nowhere, and would go there for good.
-        if new.len() <= MOST_SEARCHES && self.table.has_flows() {
+        if !new.is_empty() && new.len() <= MOST_SEARCHES && self.table.has_flows() {
             for vip in new {
                 self.table.forget(&FlowFilter { protocol: Some(UDP), original_destination: Some(vip), ..FlowFilter::default() });
             }
         }
-        Ok(())
     }
 
     /// Cuts flows to a backend: those of `protocol`, or all.

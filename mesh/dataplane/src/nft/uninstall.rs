@@ -4,7 +4,11 @@ use std::{net::IpAddr, path::Path};
 
 use swarmesh_kernel::{Family, Kernel, KernelError, Namespace, NftOp};
 
-use super::{INGRESS_SANDBOX, node::forward_rules};
+use super::{
+    INGRESS_SANDBOX,
+    node::forward_rules,
+    table::{IP_FORWARD, ROUTE_LOCALNET, WAS_OFF},
+};
 use crate::layout::{MARK, MARK_MASK, RETURN_PRIORITY, RETURN_TABLE, RETURN_VIA4, RETURN_VIA6, TABLE};
 
 /// Clears the namespace that this process is in and every one below `netns_dir`. For each: its name, and whether
@@ -26,7 +30,7 @@ pub fn uninstall(kernel: &dyn Kernel, netns_dir: &Path) -> Vec<(String, Result<b
     names.sort();
     for name in names {
         let outcome = match kernel.open(&netns_dir.join(&name)) {
-            Ok(mut ns) => clear(&mut *ns),
+            Ok(mut ns) => clear(&mut *ns, None),
             // Gone, or a file that never was a namespace: nothing of ours can be in it.
             Err(KernelError::NamespaceGone { .. }) => continue,
             Err(error) => Err(error),
@@ -47,10 +51,10 @@ fn sandbox_address(kernel: &dyn Kernel, netns_dir: &Path) -> Option<(IpAddr, IpA
 }
 
 fn clear_node(ns: &mut dyn Namespace, sandbox: Option<(IpAddr, IpAddr)>) -> Result<bool, KernelError> {
-    let mut changed = clear(ns)?;
-    if let Some((address, gateway)) = sandbox
-        && let Some(bridge) = ns.interfaces()?.into_iter().find(|i| i.addresses.iter().any(|a| a.addr() == gateway))
-    {
+    let interfaces = ns.interfaces()?;
+    let bridge = sandbox.and_then(|(_, gateway)| interfaces.iter().find(|i| i.addresses.iter().any(|a| a.addr() == gateway)));
+    let mut changed = clear(ns, bridge.map(|b| b.name.as_str()))?;
+    if let (Some((address, _)), Some(bridge)) = (sandbox, bridge) {
         for rule in forward_rules(&bridge.name, &address.to_string()) {
             changed |= ns.remove_forward_rule(&rule)?.unwrap_or(false);
         }
@@ -58,14 +62,28 @@ fn clear_node(ns: &mut dyn Namespace, sandbox: Option<(IpAddr, IpAddr)>) -> Resu
     Ok(changed)
 }
 
-fn clear(ns: &mut dyn Namespace) -> Result<bool, KernelError> {
+fn clear(ns: &mut dyn Namespace, bridge: Option<&str>) -> Result<bool, KernelError> {
     let mut changed = false;
+    let chains = ns.chains(Family::Inet, TABLE)?.unwrap_or_default();
+    // What was opened for us is closed before the rules that guard it go.
+    if chains.contains(&format!("{WAS_OFF}{IP_FORWARD}")) {
+        ns.sysctl_ensure("net/ipv4/ip_forward", "0")?;
+    }
+    if let Some(bridge) = bridge.filter(|_| chains.contains(&format!("{WAS_OFF}{ROUTE_LOCALNET}"))) {
+        ns.sysctl_ensure(&format!("net/ipv4/conf/{bridge}/route_localnet"), "0")?;
+    }
     for family in [Family::Inet, Family::Netdev] {
         if ns.chains(family, TABLE)?.is_some() {
             ns.commit(&[NftOp::DeleteTable { family, table: TABLE }])?;
             changed = true;
         }
     }
+    Ok(changed | remove_way_back(ns)?)
+}
+
+/// Rule, route and neighbour by which answers leave a task for their entry node.
+pub(crate) fn remove_way_back(ns: &mut dyn Namespace) -> Result<bool, KernelError> {
+    let mut changed = false;
     for v6 in [false, true] {
         changed |= ns.remove_rule_fwmark(v6, MARK, MARK_MASK, RETURN_TABLE, RETURN_PRIORITY)?;
         changed |= ns.remove_default_route(v6, RETURN_TABLE)?;

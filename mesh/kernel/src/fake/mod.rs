@@ -22,8 +22,8 @@ use namespace::FakeNamespace;
 use tables::Tables;
 
 use crate::{
-    DefaultRoute, Element, Expr, Family, FlowFilter, Interface, Kernel, KernelError, Namespace, NftEvent, NftMonitor, NftOp, SetName,
-    nft::MonitorFeed,
+    DefaultRoute, Element, Expr, Family, FlowFilter, Interface, Kernel, KernelError, Namespace, NetnsId, NftEvent, NftMonitor, NftOp,
+    SetName, nft::MonitorFeed,
 };
 
 /// Stands for the agent's own namespace among the paths.
@@ -184,6 +184,11 @@ impl Kernel for FakeKernel {
 
     fn open_current(&self) -> Result<Box<dyn Namespace>, KernelError> {
         self.open(Path::new(HERE))
+    }
+
+    fn identity(&self, path: &Path) -> Result<NetnsId, KernelError> {
+        let state = self.find(path)?;
+        Ok(NetnsId { device: 0, inode: Arc::as_ptr(&state).addr() as u64 })
     }
 
     fn open_monitor(&self, path: Option<&Path>) -> Result<NftMonitor, KernelError> {
