@@ -128,8 +128,10 @@ impl Table {
             script.push_str(&format!("delete table netdev {TABLE}\n"));
         }
         script.push_str(&skeleton.script);
+        let was_harmed = self.debts.harmed;
         self.load_script(&script)?;
-        self.debts.fresh |= !known_layout;
+        // A table that somebody took away had connections, and those go on.
+        self.debts.fresh |= !known_layout && !was_harmed;
         Ok(())
     }
 
