@@ -1,8 +1,8 @@
 //! The state directory: the last good snapshot, and what the agent should remember of itself.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write},
+    fs::{self, DirBuilder, OpenOptions},
+    io::{self, BufWriter, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
@@ -12,6 +12,8 @@ use swarmesh_model::{FileError, NodeId, Snapshot};
 
 const SNAPSHOT: &str = "snapshot.json";
 const MEMORY: &str = "agent.json";
+/// Bytes per write.
+const WRITE_LEN: usize = 64 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -50,7 +52,7 @@ impl Store {
     }
 
     pub fn save_snapshot(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
-        self.save(SNAPSHOT, snapshot.to_json().as_bytes())
+        self.save(SNAPSHOT, snapshot.json_lines())
     }
 
     /// `None` when none was ever stored.
@@ -61,7 +63,7 @@ impl Store {
 
     pub fn save_memory(&self, memory: &Memory) -> Result<(), StoreError> {
         let text = serde_json::to_string(memory).map_err(|error| StoreError::Memory { path: self.directory.join(MEMORY), error })?;
-        self.save(MEMORY, text.as_bytes())
+        self.save(MEMORY, [text])
     }
 
     pub fn load_memory(&self) -> Result<Memory, StoreError> {
@@ -85,7 +87,8 @@ impl Store {
         }
     }
 
-    fn save(&self, name: &str, text: &[u8]) -> Result<(), StoreError> {
+    /// Writes `pieces` as they come: a large swarm's snapshot as one text would cost as much again as the snapshot.
+    fn save(&self, name: &str, pieces: impl IntoIterator<Item = String>) -> Result<(), StoreError> {
         let path = self.directory.join(name);
         let beside = self.directory.join(format!("{name}.new"));
         let failed = |action, path: &Path| {
@@ -94,10 +97,13 @@ impl Store {
         };
         DirBuilder::new().recursive(true).mode(0o700).create(&self.directory).map_err(failed("create", &self.directory))?;
         let write = || -> io::Result<()> {
-            let mut file: File = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-            file.write_all(text)?;
+            let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+            let mut out = BufWriter::with_capacity(WRITE_LEN, file);
+            for piece in pieces {
+                out.write_all(piece.as_bytes())?;
+            }
             // Without it, a power cut after the rename can leave an empty file under the good one's name.
-            file.sync_all()
+            out.into_inner()?.sync_all()
         };
         write().map_err(failed("write", &beside))?;
         fs::rename(&beside, &path).map_err(failed("replace", &path))

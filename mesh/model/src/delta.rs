@@ -51,19 +51,18 @@ impl Snapshot {
 }
 
 fn changes<I: Ord + Clone, T: PartialEq>(old: &BTreeMap<I, Arc<T>>, new: &BTreeMap<I, Arc<T>>) -> Changes<I, T> {
-    let mut changes = Changes::new();
-    for (id, object) in new {
-        if old.get(id).is_none_or(|o| !Arc::ptr_eq(o, object) && o != object) {
-            changes.insert(id.clone(), Some(Arc::clone(object)));
-        }
-    }
-    for id in old.keys().filter(|id| !new.contains_key(*id)) {
-        changes.insert(id.clone(), None);
-    }
-    changes
+    let is_changed = |id: &I, object: &Arc<T>| old.get(id).is_none_or(|o| !Arc::ptr_eq(o, object) && o != object);
+    let changed = new.iter().filter(|(id, object)| is_changed(id, object)).map(|(id, object)| (id.clone(), Some(Arc::clone(object))));
+    let gone = old.keys().filter(|id| !new.contains_key(*id)).map(|id| (id.clone(), None));
+    changed.chain(gone).collect()
 }
 
 fn apply<I: Ord + Clone, T>(objects: &mut BTreeMap<I, Arc<T>>, changes: &Changes<I, T>) {
+    if objects.is_empty() {
+        // Built at once, the map fills its nodes; grown in order, it would leave them half empty for good.
+        *objects = changes.iter().filter_map(|(id, change)| Some((id.clone(), Arc::clone(change.as_ref()?)))).collect();
+        return;
+    }
     for (id, change) in changes {
         match change {
             Some(object) => objects.insert(id.clone(), Arc::clone(object)),

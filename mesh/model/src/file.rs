@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fmt,
     net::IpAddr,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -11,7 +12,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
-use crate::{EndpointMode, Network, Node, Protocol, PublishMode, Service, Snapshot, Task};
+use crate::{
+    EndpointMode, Network, Node, Protocol, PublishMode, Service, Snapshot, Task,
+    compact::{Compact, KnownIds},
+};
 
 /// Larger label values are refused: nothing reads them, and they would sit in every copy of the snapshot.
 const LONGEST_LABEL: usize = 64 * 1024;
@@ -78,15 +82,22 @@ pub fn schema() -> serde_json::Value {
 impl Snapshot {
     /// Reads the snapshot file's text and checks that its objects agree with each other.
     pub fn from_json(text: &str) -> Result<Self, FileError> {
+        Self::from_json_after(text, &Self::default())
+    }
+
+    /// The same for a file that was read `before`: objects that have not changed are taken from there. Holding both then
+    /// costs little more than holding one.
+    pub fn from_json_after(text: &str, before: &Self) -> Result<Self, FileError> {
         let raw: RawFile<'_> = serde_json::from_str(text).map_err(|e| syntax(&e, 0, String::new()))?;
         if raw.networks.len() + raw.services.len() + raw.tasks.len() + raw.nodes.len() > MOST_OBJECTS {
             return Err(FileError { line: 0, place: String::new(), message: format!("more than {MOST_OBJECTS} objects") });
         }
         let lines = Lines::new(text);
-        let networks: Vec<Network> = objects(&lines, "networks", &raw.networks)?;
-        let services: Vec<Service> = objects(&lines, "services", &raw.services)?;
-        let tasks: Vec<Task> = objects(&lines, "tasks", &raw.tasks)?;
-        let nodes: Vec<Node> = objects(&lines, "nodes", &raw.nodes)?;
+        let mut known = KnownIds::new(before);
+        let networks: Vec<Arc<Network>> = objects(&lines, "networks", &raw.networks, &mut known)?;
+        let services: Vec<Arc<Service>> = objects(&lines, "services", &raw.services, &mut known)?;
+        let tasks: Vec<Arc<Task>> = objects(&lines, "tasks", &raw.tasks, &mut known)?;
+        let nodes: Vec<Arc<Node>> = objects(&lines, "nodes", &raw.nodes, &mut known)?;
 
         let at = |list: &'static str, values: &[&RawValue], index: usize, place: &str, message: String| FileError {
             line: lines.of(values[index].get()),
@@ -99,12 +110,14 @@ impl Snapshot {
         check_services(&services, &networks, &known).map_err(|e| at("services", &raw.services, e.index, &e.place, e.message))?;
         check_tasks(&tasks, &services, &nodes, &known).map_err(|e| at("tasks", &raw.tasks, e.index, &e.place, e.message))?;
 
-        let mut snapshot = Self { version: raw.version, ..Self::default() };
-        networks.into_iter().for_each(|n| snapshot.insert_network(n));
-        services.into_iter().for_each(|s| snapshot.insert_service(s));
-        tasks.into_iter().for_each(|t| snapshot.insert_task(t));
-        nodes.into_iter().for_each(|n| snapshot.insert_node(n));
-        Ok(snapshot)
+        // Collected, not inserted one by one: a map that is built at once fills its nodes, one that grows leaves them half empty.
+        Ok(Self {
+            version: raw.version,
+            networks: networks.into_iter().map(|n| (n.id.clone(), n)).collect(),
+            services: services.into_iter().map(|s| (s.id.clone(), s)).collect(),
+            tasks: tasks.into_iter().map(|t| (t.id.clone(), t)).collect(),
+            nodes: nodes.into_iter().map(|n| (n.id.clone(), n)).collect(),
+        })
     }
 }
 
@@ -115,12 +128,19 @@ fn syntax(error: &serde_json::Error, lines_before: usize, place: String) -> File
     FileError { line: lines_before + error.line(), place, message }
 }
 
-fn objects<T: DeserializeOwned>(lines: &Lines<'_>, list: &str, values: &[&RawValue]) -> Result<Vec<T>, FileError> {
+fn objects<T: DeserializeOwned + Compact>(
+    lines: &Lines<'_>,
+    list: &str,
+    values: &[&RawValue],
+    known: &mut KnownIds<'_>,
+) -> Result<Vec<Arc<T>>, FileError> {
     values
         .iter()
         .enumerate()
         .map(|(index, value)| {
-            serde_json::from_str(value.get()).map_err(|e| syntax(&e, lines.of(value.get()) - 1, format!("{list}[{index}]")))
+            serde_json::from_str::<T>(value.get())
+                .map(|object| object.kept(known))
+                .map_err(|e| syntax(&e, lines.of(value.get()) - 1, format!("{list}[{index}]")))
         })
         .collect()
 }
@@ -180,7 +200,7 @@ fn check_labels(index: usize, labels: &BTreeMap<String, String>) -> Result<(), W
     }
 }
 
-fn check_networks(networks: &[Network]) -> Result<(), Wrong> {
+fn check_networks(networks: &[Arc<Network>]) -> Result<(), Wrong> {
     check_unique("network", networks.iter().map(|n| n.id.as_str()))?;
     let mut subnets: Vec<(IpNet, usize)> = Vec::new();
     let mut ingress = None;
@@ -223,15 +243,15 @@ fn check_networks(networks: &[Network]) -> Result<(), Wrong> {
     Ok(())
 }
 
-fn check_nodes(nodes: &[Node]) -> Result<(), Wrong> {
+fn check_nodes(nodes: &[Arc<Node>]) -> Result<(), Wrong> {
     check_unique("node", nodes.iter().map(|n| n.id.as_str()))
 }
 
-fn check_services(services: &[Service], networks: &[Network], known: &HashSet<&str>) -> Result<(), Wrong> {
+fn check_services(services: &[Arc<Service>], networks: &[Arc<Network>], known: &HashSet<&str>) -> Result<(), Wrong> {
     check_unique("service", services.iter().map(|s| s.id.as_str()))?;
     let mut published: HashMap<(Protocol, u16), usize> = HashMap::new();
     let mut vips: HashMap<(&str, IpAddr), usize> = HashMap::new();
-    let by_id: HashMap<&str, &Network> = networks.iter().map(|n| (n.id.as_str(), n)).collect();
+    let by_id: HashMap<&str, &Arc<Network>> = networks.iter().map(|n| (n.id.as_str(), n)).collect();
     for (index, service) in services.iter().enumerate() {
         if service.name.is_empty() {
             return Err(wrong(index, ".name", "a service needs a name"));
@@ -276,7 +296,7 @@ fn check_services(services: &[Service], networks: &[Network], known: &HashSet<&s
     Ok(())
 }
 
-fn check_tasks(tasks: &[Task], services: &[Service], nodes: &[Node], networks: &HashSet<&str>) -> Result<(), Wrong> {
+fn check_tasks(tasks: &[Arc<Task>], services: &[Arc<Service>], nodes: &[Arc<Node>], networks: &HashSet<&str>) -> Result<(), Wrong> {
     check_unique("task", tasks.iter().map(|t| t.id.as_str()))?;
     let services: HashSet<&str> = services.iter().map(|s| s.id.as_str()).collect();
     let nodes: HashSet<&str> = nodes.iter().map(|n| n.id.as_str()).collect();

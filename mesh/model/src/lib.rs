@@ -3,6 +3,7 @@
 //! Nothing here does I/O. A source builds snapshots, the plan reads them, and nobody else knows where they came from.
 #![forbid(unsafe_code)]
 
+mod compact;
 mod delta;
 mod file;
 mod id;

@@ -1,6 +1,6 @@
 //! The swarm at one moment.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, iter, sync::Arc};
 
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
@@ -41,24 +41,26 @@ impl Snapshot {
 
     /// The one-file form that [`Snapshot::from_json`] reads, one object a line.
     pub fn to_json(&self) -> String {
-        fn list<T: Serialize>(out: &mut String, name: &str, objects: impl Iterator<Item = T>) {
-            out.push_str(",\n\"");
-            out.push_str(name);
-            out.push_str("\": [");
-            for (index, object) in objects.enumerate() {
-                out.push_str(if index == 0 { "\n" } else { ",\n" });
+        self.json_lines().collect()
+    }
+
+    /// The same text piece by piece, for those who write it somewhere and need not hold all of it.
+    pub fn json_lines(&self) -> impl Iterator<Item = String> {
+        fn list<T: Serialize>(name: &str, objects: impl Iterator<Item = T>) -> impl Iterator<Item = String> {
+            let objects = objects.enumerate().map(|(index, object)| {
+                let mut line = String::from(if index == 0 { "\n" } else { ",\n" });
                 // These types have string keys and no failing serializer, so there is no error to lose.
-                out.push_str(&serde_json::to_string(&object).unwrap_or_default());
-            }
-            out.push(']');
+                line.push_str(&serde_json::to_string(&object).unwrap_or_default());
+                line
+            });
+            iter::once(format!(",\n\"{name}\": [")).chain(objects).chain(iter::once("]".to_owned()))
         }
-        let mut out = format!("{{\"version\": {}", self.version);
-        list(&mut out, "networks", self.networks.values());
-        list(&mut out, "services", self.services.values());
-        list(&mut out, "tasks", self.tasks.values());
-        list(&mut out, "nodes", self.nodes.values());
-        out.push_str("}\n");
-        out
+        iter::once(format!("{{\"version\": {}", self.version))
+            .chain(list("networks", self.networks.values()))
+            .chain(list("services", self.services.values()))
+            .chain(list("tasks", self.tasks.values()))
+            .chain(list("nodes", self.nodes.values()))
+            .chain(iter::once("}\n".to_owned()))
     }
 }
 

@@ -63,6 +63,8 @@ pub struct Planner {
     /// How many local sandboxes are in each network.
     members: HashMap<NetworkId, usize>,
     problems: BTreeMap<Subject, Vec<Problem>>,
+    /// Of all services that are labelled with nothing of ours.
+    default_policy: Arc<Policy>,
     plan: NodePlan,
 }
 
@@ -72,7 +74,8 @@ type VipKey = (NetworkId, IpAddr);
 #[derive(Debug, Default)]
 struct ServiceFacts {
     policy: Arc<Policy>,
-    vips: BTreeSet<VipKey>,
+    /// Sorted; a set's node would have room for eleven where most services have one.
+    vips: Vec<VipKey>,
     /// Published port to target port.
     ports: BTreeMap<PortKey, u16>,
 }
@@ -108,6 +111,7 @@ impl Planner {
             port_claims: HashMap::new(),
             members: HashMap::new(),
             problems: BTreeMap::new(),
+            default_policy: Arc::default(),
             plan: NodePlan::default(),
         }
     }
@@ -234,7 +238,7 @@ impl Planner {
 
             let old = self.services.remove(id).unwrap_or_default();
             let new = facts.unwrap_or_default();
-            for key in old.vips.difference(&new.vips) {
+            for key in old.vips.iter().filter(|key| new.vips.binary_search(key).is_err()) {
                 if let Some(claimants) = self.vip_claims.get_mut(key) {
                     claimants.remove(id);
                     if claimants.is_empty() {
@@ -277,7 +281,8 @@ impl Planner {
             Takeover::On => policy.enable != Some(false),
             Takeover::Labelled => policy.enable == Some(true),
         } && !enable_is_wrong;
-        let mut facts = ServiceFacts { policy: Arc::new(policy), ..ServiceFacts::default() };
+        let policy = if policy == *self.default_policy { Arc::clone(&self.default_policy) } else { Arc::new(policy) };
+        let mut facts = ServiceFacts { policy, ..ServiceFacts::default() };
         if !managed {
             return facts;
         }
@@ -287,7 +292,7 @@ impl Planner {
                     // Published ports are looked up by port, and the ingress network has no other clients.
                     Some(network) if network.ingress => {}
                     Some(network) if owns(network, vip.address) => {
-                        facts.vips.insert((vip.network.clone(), vip.address));
+                        facts.vips.push((vip.network.clone(), vip.address));
                     }
                     Some(network) => problems.push(Problem::new(
                         object(),
@@ -302,6 +307,9 @@ impl Planner {
                 }
             }
         }
+        facts.vips.sort();
+        facts.vips.dedup();
+        facts.vips.shrink_to_fit();
         // A port that was to listen on few addresses must not be opened on all of them by a typing mistake.
         if !bind_is_wrong {
             facts.ports = ingress_ports(&service.ports);
@@ -439,6 +447,7 @@ impl Planner {
         // Ready sorts before draining: of two tasks that claim one address, the one that serves it is kept.
         backends.sort_by(|a, b| (a.address, a.state, &a.task).cmp(&(b.address, b.state, &b.task)));
         backends.dedup_by_key(|b| b.address);
+        backends.shrink_to_fit();
         backends
     }
 

@@ -136,7 +136,7 @@ impl FileSource {
             }
             Reading::Text(stamp, bytes) => {
                 self.stamp = Some(stamp);
-                match parse(bytes).await {
+                match parse(bytes, self.publisher.snapshot()).await {
                     Ok(snapshot) => {
                         self.publisher.objects(snapshot).await?;
                         self.state(true, String::new(), Vec::new()).await
@@ -190,14 +190,14 @@ fn settled(stamp: Stamp) -> bool {
         .is_ok_and(|now| now.checked_sub(written).is_some_and(|age| age > Duration::from_millis(100)))
 }
 
-/// The snapshot, or where it is wrong and how.
-async fn parse(bytes: Vec<u8>) -> Result<Snapshot, (String, String)> {
+/// The snapshot, sharing with the one `before` what has not changed; or where it is wrong and how.
+async fn parse(bytes: Vec<u8>, before: Snapshot) -> Result<Snapshot, (String, String)> {
     let parsed = task::spawn_blocking(move || {
         let text = std::str::from_utf8(&bytes).map_err(|error| {
             let line = 1 + bytes[..error.valid_up_to()].iter().filter(|b| **b == b'\n').count();
             (format!("line {line}"), "not UTF-8 text".to_owned())
         })?;
-        Snapshot::from_json(text).map_err(|error| {
+        Snapshot::from_json_after(text, &before).map_err(|error| {
             let place = match (error.line, error.place.as_str()) {
                 (0, place) => place.to_owned(),
                 (line, "") => format!("line {line}"),
