@@ -6,7 +6,8 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     time::{Duration, Instant},
 };
 
@@ -80,6 +81,12 @@ services:
     ports: ["7009:80", "7009:53/udp"]
     networks: [back]
     deploy: {replicas: 0}
+  quiet:
+    image: example/quiet
+    environment: {WHOAMI_TCP: "80"}
+    ports: ["7010:90"]
+    networks: [back]
+    deploy: {replicas: 1}
   six:
     image: example/six
     environment: *both
@@ -138,6 +145,87 @@ const ROWS: &[Row<Lab>] = &[
             for (other, _) in NODES.iter().enumerate() {
                 let seen = field(&lab.get(node, at(node_address(other), 7000))?, "remote").context("remote")?;
                 ensure!(seen.parse::<SocketAddr>()?.ip() == node_address(index), "{node} to node {}: {seen}", other + 1);
+            }
+        }
+        Ok(())
+    }),
+    ("S33 a task of the entry node is reached past the ingress sandbox, in turn with the others", |lab| {
+        let home = |task: &str| -> Result<String> {
+            let tasks = lab.tasks("web")?;
+            let task = tasks.iter().find(|t| name(t) == task).with_context(|| format!("{task} is no task"))?;
+            Ok(lab.node_name(task["node"].as_str().unwrap_or_default()))
+        };
+        for (index, node) in NODES.iter().enumerate() {
+            let mut own = 0;
+            for _ in 0..6 {
+                let held = Held::open(&lab.namespace("client1"), at(node_address(index), 7000))?;
+                let port = held.ends()?.0.port().to_string();
+                let tracked = within(&lab.ingress_namespace(node), move || {
+                    std::process::Command::new("conntrack").args(["-L", "-p", "tcp", "--orig-port-src", &port]).output()
+                })??;
+                let through_sandbox = String::from_utf8_lossy(&tracked.stdout).contains("sport");
+                let is_own = home(held.task())? == *node;
+                ensure!(is_own != through_sandbox, "{} through {node}: its sandbox saw it: {through_sandbox}", held.task());
+                own += usize::from(is_own);
+            }
+            ensure!(own == 2, "{own} of 6 connections through {node} met its own task");
+            let explained = lab.swarmesh(node, &["explain", &format!("tcp://{}:7000", node_address(index))])?;
+            ensure!(explained.contains("reached straight over docker_gwbridge, at 172.18.0."), "{explained}");
+        }
+        Ok(())
+    }),
+    ("S34 a client whose address is one of a task's networks is answered, from every node", |lab| {
+        let task = lab.tasks("web")?.into_iter().next().context("no task")?;
+        let IpAddr::V4(own) = lab.address(&task, "back")? else { bail!("no IPv4 address") };
+        let [a, b, c, _] = own.octets();
+        let client = format!("{a}.{b}.{c}.250");
+        lab.run("client1", &["ip", "addr", "add", &format!("{client}/32"), "dev", "eth0"])?;
+        for node in NODES {
+            lab.run(node, &["ip", "route", "add", &client, "via", CLIENT1])?;
+        }
+        let mut outcome = Ok(());
+        for (index, node) in NODES.iter().enumerate() {
+            let url = format!("http://{}:7000/", node_address(index));
+            let mut tasks = BTreeMap::new();
+            for _ in 0..3 {
+                let answer = lab.run("client1", &["curl", "--silent", "--max-time", "3", "--interface", &client, &url]);
+                let of = |name| answer.as_deref().ok().and_then(|a| field(a, name)).unwrap_or_default();
+                if !of("remote").starts_with(&format!("{client}:")) {
+                    outcome = Err(anyhow::anyhow!("{client} through {node}: {answer:?}"));
+                }
+                *tasks.entry(of("task")).or_insert(0) += 1;
+            }
+            if outcome.is_ok() && tasks.len() != 3 {
+                outcome = Err(anyhow::anyhow!("{client} through {node}: {tasks:?}"));
+            }
+        }
+        for node in NODES {
+            lab.run(node, &["ip", "route", "del", &client])?;
+        }
+        lab.run("client1", &["ip", "addr", "del", &format!("{client}/32"), "dev", "eth0"])?;
+        outcome
+    }),
+    ("S35 a program bound to its ingress address is reached on its own node, too; what was cut there does not go on by itself", |lab| {
+        let task = lab.tasks("quiet")?.into_iter().next().context("no task")?;
+        let home = lab.node_name(task["node"].as_str().unwrap_or_default());
+        let own = NODES.iter().position(|n| *n == home).context("no node")?;
+        let address = lab.address(&task, "ingress")?;
+        let listener = within(&lab.task_namespace(&task), move || TcpListener::bind((address, 90)))??;
+        for index in [(own + 1) % 3, own] {
+            let target = at(node_address(index), 7010);
+            let mut client = within(&lab.namespace("client1"), move || TcpStream::connect_timeout(&target, Duration::from_secs(2)))?
+                .with_context(|| format!("through node {}, the task is on {home}", index + 1))?;
+            let (mut server, _) = listener.accept()?;
+            client.set_read_timeout(Some(Duration::from_millis(400)))?;
+            server.write_all(b"a")?;
+            client.read_exact(&mut [0])?;
+            if index == own {
+                within(&lab.namespace(&home), || {
+                    std::process::Command::new("conntrack").args(["-D", "-p", "tcp", "--orig-port-dst", "7010"]).output()
+                })??;
+                server.write_all(b"b")?;
+                let read = client.read(&mut [0]);
+                ensure!(read.is_err(), "the task's next word after the cut arrives: {read:?}");
             }
         }
         Ok(())
@@ -520,4 +608,4 @@ fn mesh_rows_on_bare_hosts_with_strict_reverse_path() {
     run_some(&lab, ROWS, &HOST_ROWS[1..]);
 }
 
-const HOST_ROWS: [&str; 9] = ["S3", "E36", "K1", "S1 ", "E45", "S2 ", "E41", "S9", "S10"];
+const HOST_ROWS: [&str; 12] = ["S3 ", "S33", "S34", "S35", "E36", "K1", "S1 ", "E45", "S2 ", "E41", "S9", "S10"];

@@ -647,6 +647,22 @@ const ROWS: &[Row<Swarm>] = &[
         ensure!(swarm.admin(0, "/v1/health/published/tcp/7000")?.0 == 200, "health of a port with tasks");
         Ok(())
     }),
+    ("S33 a task of the entry node is reached past the ingress sandbox", |swarm| {
+        for container in swarm.containers("web")? {
+            let target = at(node_address(container.node), 7000);
+            let (_, told) = swarm.admin(container.node, &format!("/v1/explain?target=tcp%3A%2F%2F{target}"))?;
+            ensure!(told.contains("reached straight over docker_gwbridge, at 172."), "n{}: {told}", container.node + 1);
+            let tracked = || printed(&swarm.node(container.node), &["conntrack", "-L", "-p", "tcp", "--orig-port-dst", "7000"]);
+            spread_in(&swarm.client(1), target, 3)?;
+            let sandbox = printed(&swarm.sandbox(container.node)?, &["ip", "-4", "-o", "addr", "show"])?;
+            let past = tracked()?.lines().any(|line| {
+                let answers = line.split("src=").nth(2).and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+                !answers.is_empty() && !sandbox.contains(&format!(" {answers}/"))
+            });
+            ensure!(past, "n{}: all of {}", container.node + 1, tracked()?);
+        }
+        Ok(())
+    }),
     ("S12 restarted agents with nothing to change write nothing", |swarm| {
         let web = swarm.containers("web")?;
         let mut places: Vec<PathBuf> = web.iter().map(|c| c.namespace.clone()).collect();

@@ -15,7 +15,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
 
@@ -34,8 +34,14 @@ const LANES: u16 = 16;
 /// Unused chains that are kept for the next service of their kind.
 const SPARE_CLASSES: usize = 64;
 
+/// A chain that says it has more slots, with nothing in them, was not ours.
+const MOST_PASSING: u32 = 65_536;
+
 /// Numbers are not used again while an agent runs; a larger one that is found was not ours.
 const LAST_CLASS: u32 = u32::MAX / 2;
+
+/// Stands in a slot that holds nothing: a packet that draws it goes on behind the balancer.
+pub(crate) const PASS: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// What a packet is looked up by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -119,6 +125,8 @@ struct Mirrored {
 pub struct Balancer {
     v6: bool,
     ports: bool,
+    /// Slots may be empty.
+    passes: bool,
     sets: BalancerSets,
     fronts: HashMap<Front, Mirrored>,
     classes: BTreeMap<Class, u32>,
@@ -138,9 +146,23 @@ impl Balancer {
         Self::new(v6, true)
     }
 
+    /// As [`Self::ports`], for a share of the backends: what draws [`PASS`] goes on to the rules behind.
+    pub(crate) fn some_of_ports() -> Self {
+        Self { passes: true, ..Self::new(false, true) }
+    }
+
     fn new(v6: bool, ports: bool) -> Self {
         let sets = if v6 { SETS6 } else { SETS4 };
-        Self { v6, ports, sets, fronts: HashMap::new(), classes: BTreeMap::new(), users: HashMap::new(), next_class: REFUSE_CLASS + 1 }
+        Self {
+            v6,
+            ports,
+            passes: false,
+            sets,
+            fronts: HashMap::new(),
+            classes: BTreeMap::new(),
+            users: HashMap::new(),
+            next_class: REFUSE_CLASS + 1,
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -230,7 +252,8 @@ impl Balancer {
     fn write_slots(&self, front: Front, sticky: bool, old: &[IpAddr], new: &[IpAddr], ops: &mut Vec<NftOp>) {
         let set = if sticky { self.sets.sticky } else { self.sets.slot };
         for index in 0..old.len().max(new.len()) {
-            let (before, after) = (old.get(index), new.get(index));
+            let held = |slots: &[IpAddr]| slots.get(index).copied().filter(|a| !(self.passes && *a == PASS));
+            let (before, after) = (held(old), held(new));
             if before == after {
                 continue;
             }
@@ -239,7 +262,7 @@ impl Balancer {
             }
             if let Some(address) = after {
                 let mut data = if sticky { vec![0; 4] } else { Vec::new() };
-                data.extend(octets(*address));
+                data.extend(octets(address));
                 ops.push(NftOp::AddElement { set, key: self.slot_key(front, index), data: Some(ElementData::Value(data)) });
             }
         }
@@ -445,7 +468,7 @@ impl Balancer {
     /// Takes over what a table holds. Returns operations that remove what makes no sense and add the rules that are missing.
     pub(crate) fn adopt(&mut self, held: &Held) -> Vec<NftOp> {
         let mut ops = Vec::new();
-        *self = Self::new(self.v6, self.ports);
+        *self = Self { passes: self.passes, ..Self::new(self.v6, self.ports) };
         if held.empty_chains.contains(self.sets.dispatch) {
             ops.push(self.dispatch_rule());
         }
@@ -479,7 +502,10 @@ impl Balancer {
             };
             let shape = slots_of_class.get(&class);
             let sticky = shape.is_some_and(|c| c.affinity > 0);
-            let slots = found.remove(&(front, sticky)).unwrap_or_default();
+            let mut slots = found.remove(&(front, sticky)).unwrap_or_default();
+            if let Some(class) = shape.filter(|c| self.passes && !sticky && c.slots <= MOST_PASSING) {
+                (0..class.slots).for_each(|index| _ = slots.entry(index).or_insert(PASS));
+            }
             let addresses: Vec<IpAddr> = slots.values().copied().collect();
             let keys: Vec<Vec<u8>> = if sticky { addresses.iter().map(|a| self.live_key(front, *a)).collect() } else { Vec::new() };
             let whole = addresses.len() == shape.map_or(0, |c| c.slots as usize)
@@ -497,7 +523,7 @@ impl Balancer {
         }
         for ((front, sticky), slots) in found {
             let set = if sticky { self.sets.sticky } else { self.sets.slot };
-            for index in slots.keys() {
+            for (index, _) in slots.iter().filter(|(_, address)| !(self.passes && **address == PASS)) {
                 ops.push(NftOp::DeleteElement { set, key: self.slot_key(front, *index as usize) });
             }
         }

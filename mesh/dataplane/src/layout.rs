@@ -34,6 +34,10 @@ const LAYOUT: u32 = 1;
 /// `57 50 00 00` and `ff f0 00 00` in packet order, read as the native integers that a mark is.
 pub const MARK: u32 = u32::from_ne_bytes([0x57, 0x50, 0x00, 0x00]);
 pub const MARK_MASK: u32 = u32::from_ne_bytes([0xff, 0xf0, 0x00, 0x00]);
+/// Connections that came straight from this node, from a client that the task's own routes would answer by another leg.
+pub(crate) const NEAR_MARK: u32 = u32::from_ne_bytes([0x57, 0xd0, 0x00, 0x00]);
+/// Both of these marks, by what they have in common.
+const ANSWER_MASK: u32 = u32::from_ne_bytes([0xff, 0x70, 0x00, 0x00]);
 /// Copies the varying bits.
 const ENTRY_BITS: [u8; 4] = [0x00, 0x0f, 0xff, 0xff];
 
@@ -43,6 +47,9 @@ const HIDDEN_MARK: u32 = 0x5751_0001;
 /// Routing table and rule priority of the way back in a task's namespace.
 pub const RETURN_TABLE: u32 = 5750;
 pub const RETURN_PRIORITY: u32 = 5750;
+/// The same for the leg on the node's bridge.
+pub const NEAR_TABLE: u32 = 5751;
+pub(crate) const NEAR_PRIORITY: u32 = 5751;
 /// A next hop that only exists as a permanent neighbour: the real MAC is written at egress.
 pub(crate) const RETURN_VIA4: Ipv4Addr = Ipv4Addr::new(169, 254, 87, 80);
 pub(crate) const RETURN_VIA6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x57, 0x50);
@@ -136,6 +143,11 @@ impl Skeleton {
         !self.names.contains(&chain) && !kept.iter().any(|k| chain.starts_with(k))
     }
 
+    /// True for a chain whose rules it brings along.
+    pub(crate) fn rewrites(&self, chain: &str) -> bool {
+        self.names.contains(&chain)
+    }
+
     /// Marker chains of this layout start so.
     pub(crate) fn prefix() -> String {
         format!("layout_{LAYOUT}_")
@@ -144,15 +156,20 @@ impl Skeleton {
 
 /// The chain that only a task with an ingress leg has.
 pub(crate) const DELIVER: &str = "deliver";
+/// The chain that only a task with that and a leg on the node's bridge has.
+pub(crate) const ARRIVE: &str = "arrive";
 
 const REFUSE: &str = "\t\tmeta l4proto tcp reject with tcp reset\n\t\treject with icmpx type port-unreachable\n";
 
-/// The maps that a balancer lives in; `key` is what a frontend is looked up by.
+/// What a published port is looked up by.
+const PORT: &str = "inet_proto . inet_service";
+
+/// The maps that a balancer lives in, by family: number, type of addresses, and what a frontend is looked up by.
 ///
 /// Values that are looked up again have a first word without meaning: `nft list` stops at a rule whose key begins with
 /// the first word of another map's value (see [`Expr::Lookup`]), and operators list rules.
-fn balancer_maps(out: &mut String, key4: &str, key6: &str) {
-    for (n, address, key) in [("4", "ipv4_addr", key4), ("6", "ipv6_addr", key6)] {
+fn balancer_maps(out: &mut String, families: &[(&str, &str, &str)]) {
+    for (n, address, key) in families {
         let _ = writeln!(out, "\tmap front{n} {{ type {key} : mark . mark; }}");
         let _ = writeln!(out, "\tmap slot{n} {{ type {key} . mark : {address}; }}");
         let _ = writeln!(out, "\tmap sticky{n} {{ type {key} . mark : mark . {address}; }}");
@@ -172,7 +189,8 @@ pub(crate) fn check_name(name: &str) -> Result<(), PlaneError> {
     Ok(())
 }
 
-/// The node's own namespace: published ports on its addresses, handed to the ingress sandbox.
+/// The node's own namespace: published ports on its addresses, handed to the ingress sandbox or straight to tasks of this
+/// node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct NodeParameters {
     /// The bridge that the ingress sandbox hangs on, and the sandbox's addresses there.
@@ -190,6 +208,8 @@ pub(crate) struct NodeParameters {
 pub(crate) fn node_skeleton(p: &NodeParameters) -> Skeleton {
     let bridge = &p.bridge;
     let mut body = String::new();
+    balancer_maps(&mut body, &[("4", "ipv4_addr", PORT)]);
+    body.push_str("\tchain dispatch4 { }\n\tset direct { type inet_service; }\n");
     body.push_str("\tset published { type inet_proto . inet_service; }\n");
     body.push_str("\tset bound { type inet_proto . inet_service; }\n");
     body.push_str("\tset bound4 { type inet_proto . inet_service . ipv4_addr; flags interval; }\n");
@@ -198,7 +218,7 @@ pub(crate) fn node_skeleton(p: &NodeParameters) -> Skeleton {
     // We let 127.0.0.0/8 pass on the bridge for the answers to this node's own connections, and nobody else may use that.
     let guard = format!("\t\tiifname \"{bridge}\" ip daddr 127.0.0.0/8 drop\n");
 
-    let mut enter = String::new();
+    let (mut enter, mut severed) = (String::new(), String::new());
     if let Some(sandbox) = p.sandbox4 {
         // The sandbox is reached through a published port or not at all: no route of a neighbour's leads to it.
         let _ = writeln!(enter, "\t\tiifname != \"{bridge}\" ip daddr {sandbox} drop");
@@ -206,16 +226,27 @@ pub(crate) fn node_skeleton(p: &NodeParameters) -> Skeleton {
     if let Some(sandbox) = p.sandbox6 {
         let _ = writeln!(enter, "\t\tiifname != \"{bridge}\" ip6 daddr {sandbox} drop");
     }
+    if let Some(sandbox) = p.sandbox4 {
+        // A task's answer whose connection was cut would begin a new one here and go on under the port it had. (What the
+        // sandbox sends is judged there.)
+        let _ = writeln!(enter, "\t\tiifname \"{bridge}\" ip saddr != {sandbox} tcp flags & (syn | ack) != syn jump severed");
+        for set in ["published", "bound"] {
+            let _ = writeln!(severed, "\t\tmeta l4proto . th sport @{set} drop");
+        }
+    }
     enter.push_str("\t\tfib daddr type != local return\n");
     // This runs before the routing decision that would drop a martian, so it must say itself that loopback stays
     // loopback (moby 45610): nobody on a wire may send to 127.0.0.1 or ::1.
     enter.push_str("\t\tiifname != \"lo\" ip daddr 127.0.0.0/8 drop\n\t\tiifname != \"lo\" ip6 daddr ::1 drop\n");
     enter.push_str("\t\tgoto published_ports\n");
 
-    let mut published = String::new();
+    let (mut published, mut entrust) = (String::new(), String::new());
     if let Some(to) = p.sandbox4 {
-        let _ = writeln!(published, "\t\tmeta nfproto ipv4 meta l4proto . th dport @published dnat ip to {to}");
-        let _ = writeln!(published, "\t\tmeta l4proto . th dport . ip daddr @bound4 dnat ip to {to}");
+        published.push_str("\t\tmeta nfproto ipv4 meta l4proto . th dport @published goto entrust\n");
+        published.push_str("\t\tmeta l4proto . th dport . ip daddr @bound4 goto entrust\n");
+        // Whatever the balancer has no task of this node for is the sandbox's: ports that it does not know, and slots
+        // that nothing is in.
+        let _ = writeln!(entrust, "\t\tjump dispatch4\n\t\tdnat ip to {to}");
     }
     if let Some(to) = p.sandbox6 {
         let _ = writeln!(published, "\t\tmeta nfproto ipv6 meta l4proto . th dport @published dnat ip6 to {to}");
@@ -229,16 +260,21 @@ pub(crate) fn node_skeleton(p: &NodeParameters) -> Skeleton {
 
     // Addresses that exist on every node would collide at a task that two nodes deliver to, and answers to the bridge's
     // own neighbours would not come back through this node's connection table.
-    let mut source = String::new();
+    let (mut source, mut disguise) = (String::new(), String::new());
     if let Some(sandbox) = p.sandbox4 {
+        let ours = format!("oifname \"{bridge}\" ct status dnat");
+        let _ = writeln!(source, "\t\t{ours} ip daddr {sandbox} goto disguise");
+        // By the port that was asked for, connections to tasks are told from those to their host-mode ports, which are
+        // Docker's.
+        let _ = writeln!(source, "\t\t{ours} meta nfproto ipv4 meta l4proto tcp ct original proto-dst @direct goto disguise");
         let to = p.node4.map_or_else(|| "masquerade".to_owned(), |a| format!("snat ip to {a}"));
-        let ours = format!("oifname \"{bridge}\" ip daddr {sandbox} ct status dnat");
-        let _ = writeln!(source, "\t\t{ours} ip saddr 127.0.0.0/8 {to}");
+        let _ = writeln!(disguise, "\t\tip saddr 127.0.0.0/8 {to}");
         for net in &p.private4 {
-            let _ = writeln!(source, "\t\t{ours} ip saddr {net} {to}");
+            let _ = writeln!(disguise, "\t\tip saddr {net} {to}");
         }
         // Claimed as it is, or Docker's rule for local sources would hide this node behind its bridge's address.
-        let _ = writeln!(source, "\t\t{ours} fib saddr type local snat ip to ip saddr");
+        // What came by an interface is not local; kernels before 5.7 do not know here, and look it up.
+        disguise.push_str("\t\tmeta iif != 0 return\n\t\tfib saddr type local snat ip to ip saddr\n");
     }
     if let Some(sandbox) = p.sandbox6 {
         let ours = format!("oifname \"{bridge}\" ip6 daddr {sandbox} ct status dnat");
@@ -254,7 +290,10 @@ pub(crate) fn node_skeleton(p: &NodeParameters) -> Skeleton {
         &[
             ("guard", "type filter hook prerouting priority -300; policy accept;", guard),
             ("refuse", "", REFUSE.to_owned()),
+            ("severed", "", severed),
+            ("entrust", "", entrust),
             ("published_ports", "", published),
+            ("disguise", "", disguise),
             ("enter", "type nat hook prerouting priority -110; policy accept;", enter),
             ("leave", "type nat hook output priority -110; policy accept;", "\t\tfib daddr type local goto published_ports\n".to_owned()),
             ("stray", "type filter hook input priority -10; policy accept;", stray.to_owned()),
@@ -277,7 +316,7 @@ pub(crate) struct IngressParameters {
 pub(crate) fn ingress_skeleton(p: &IngressParameters) -> Skeleton {
     let (from, to) = (&p.bridge_leg, &p.ingress_leg);
     let mut body = String::new();
-    balancer_maps(&mut body, "inet_proto . inet_service", "inet_proto . inet_service");
+    balancer_maps(&mut body, &[("4", "ipv4_addr", PORT), ("6", "ipv6_addr", PORT)]);
     body.push_str("\tset hidden { type inet_proto . inet_service; }\n");
     body.push_str("\tchain dispatch4 { }\n\tchain dispatch6 { }\n");
 
@@ -318,11 +357,13 @@ pub(crate) fn ingress_skeleton(p: &IngressParameters) -> Skeleton {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TaskParameters {
     pub(crate) ingress_leg: Option<String>,
+    /// The leg on the node's bridge, and the task's address there.
+    pub(crate) bridge_leg: Option<(String, Ipv4Addr)>,
 }
 
 pub(crate) fn task_skeleton(p: &TaskParameters) -> Skeleton {
     let mut body = String::new();
-    balancer_maps(&mut body, "ipv4_addr", "ipv6_addr");
+    balancer_maps(&mut body, &[("4", "ipv4_addr", "ipv4_addr"), ("6", "ipv6_addr", "ipv6_addr")]);
     body.push_str("\tchain dispatch4 { }\n\tchain dispatch6 { }\n");
     // Nothing goes out by the ingress leg on the task's own account.
     let no_exit =
@@ -341,11 +382,24 @@ pub(crate) fn task_skeleton(p: &TaskParameters) -> Skeleton {
         body.push_str("\tmap port4 { type inet_proto . inet_service : ipv4_addr . inet_service; }\n");
         body.push_str("\tmap port6 { type inet_proto . inet_service : ipv6_addr . inet_service; }\n");
         let [mask, mark] = [u32::from_be_bytes(ENTRY_BITS), 0x5750_0000];
-        let stray = format!("\t\tiifname \"{leg}\" ct state invalid drop\n");
-        let answer = format!("\t\tct direction reply ct mark & 0x{MARK_MASK:08x} == 0x{MARK:08x} meta mark set ct mark\n");
+        body.push_str("\tset near { type inet_service; }\n");
+        let mut stray = format!("\t\tiifname \"{leg}\" ct state invalid drop\n");
+        let answer = format!("\t\tct direction reply ct mark & 0x{ANSWER_MASK:08x} == 0x{MARK:08x} meta mark set ct mark\n");
         // The entry node is remembered; then, as Docker has it, only published ports come in by this leg. The numbers of
         // the first rule are in packet order: nft takes a raw payload byte by byte.
-        let deliver = format!(
+        let mut deliver = String::new();
+        if let Some((bridge, address)) = &p.bridge_leg {
+            let _ = writeln!(stray, "\t\tiifname \"{bridge}\" ct state invalid ip daddr {address} tcp dport @near drop");
+            let _ = writeln!(deliver, "\t\tiifname \"{bridge}\" ip daddr {address} tcp dport @near goto arrive");
+            // The answer goes out by the default route, unless the client's address is one that a route of the task's
+            // own leads to: an overlay's subnet, which may well be somebody's network outside, too.
+            let arrive = format!(
+                "\t\tfib saddr . iif oif missing ct mark set 0x{NEAR_MARK:08x}\n\t\tdnat ip to meta l4proto . th dport map @port4\n"
+            );
+            chains.push((ARRIVE, "", arrive));
+        }
+        let _ = write!(
+            deliver,
             "\t\tiifname != \"{leg}\" return\n\
              \t\tct mark set @ll,64,32 & 0x{mask:08x} | 0x{mark:08x}\n\
              \t\tdnat ip to meta l4proto . th dport map @port4\n\

@@ -12,5 +12,5 @@ mod slots;
 
 pub use balancer::{Balancer, Front, FrontState};
 pub use error::PlaneError;
-pub use layout::{MARK, MARK_MASK, RETURN_PRIORITY, RETURN_TABLE, TABLE};
-pub use nft::{HostFacts, NftPlane, Place, PlaceState, PlaceStatus, PlaneConfig, PlaneStatus, uninstall};
+pub use layout::{MARK, MARK_MASK, NEAR_TABLE, RETURN_PRIORITY, RETURN_TABLE, TABLE};
+pub use nft::{HostFacts, NftPlane, Place, PlaceState, PlaceStatus, PlaneConfig, PlaneStatus, goes_direct, uninstall};

@@ -3,16 +3,24 @@
 //! A scheduler draws a slot number below the count; the slot holds an address. A change of backends rewrites as few
 //! slots as it can, so that its cost in the kernel follows the change and not the size of the service.
 
-use std::{collections::HashSet, net::IpAddr};
+use std::{collections::HashMap, net::IpAddr};
 
 /// The slots after the backends became `wanted`. What stays, stays in its slot; holes are filled by newcomers, then from
-/// the end. `wanted` must not hold an address twice.
+/// the end. An address that `wanted` holds several times gets as many slots.
 pub(crate) fn rearrange(current: &[IpAddr], wanted: &[IpAddr]) -> Vec<IpAddr> {
-    let keep: HashSet<IpAddr> = wanted.iter().copied().collect();
-    let present: HashSet<IpAddr> = current.iter().copied().collect();
-    let mut newcomers = wanted.iter().copied().filter(|a| !present.contains(a));
-    let mut seen = HashSet::with_capacity(current.len());
-    let mut slots: Vec<Option<IpAddr>> = current.iter().map(|a| (keep.contains(a) && seen.insert(*a)).then_some(*a)).collect();
+    let mut missing: HashMap<IpAddr, usize> = HashMap::with_capacity(wanted.len());
+    for address in wanted {
+        *missing.entry(*address).or_default() += 1;
+    }
+    let mut take = |address: &IpAddr| match missing.get_mut(address) {
+        Some(count) if *count > 0 => {
+            *count -= 1;
+            Some(*address)
+        }
+        _ => None,
+    };
+    let mut slots: Vec<Option<IpAddr>> = current.iter().map(&mut take).collect();
+    let mut newcomers = wanted.iter().filter_map(take);
     for hole in slots.iter_mut().filter(|s| s.is_none()) {
         *hole = newcomers.next();
     }
@@ -46,6 +54,12 @@ mod tests {
     #[test]
     fn a_newcomer_takes_the_place_of_one_that_left() {
         assert_eq!(rearrange(&addresses(&[1, 2, 3]), &addresses(&[1, 3, 9])), addresses(&[1, 9, 3]));
+    }
+
+    #[test]
+    fn one_that_is_wanted_twice_has_two_slots() {
+        assert_eq!(rearrange(&addresses(&[1, 0, 0, 2]), &addresses(&[0, 1, 0, 0, 3])), addresses(&[1, 0, 0, 0, 3]));
+        assert_eq!(rearrange(&addresses(&[1, 0, 0, 2]), &addresses(&[1, 2, 0])), addresses(&[1, 0, 2]));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use swarmesh_kernel::{ElementData, NftOp, fake::Call};
 use swarmesh_model::Protocol;
 use swarmesh_plan::{Policy, Scheduler, SourceMode};
 
-const SETS: [&str; 17] = [
+const SETS: [&str; 19] = [
     "front4",
     "classes4",
     "slot4",
@@ -27,6 +27,8 @@ const SETS: [&str; 17] = [
     "hidden",
     "published",
     "bound",
+    "near",
+    "direct",
     "front4",
     "slot4",
 ];
@@ -49,6 +51,12 @@ type Service = (u8, BTreeMap<u8, bool>);
 
 fn service() -> impl Strategy<Value = Service> {
     (0u8..6, prop::collection::btree_map(0u8..8, prop::bool::weighted(0.2), 0..5))
+}
+
+/// Backends in the ingress network; the first hosts are this node's own tasks.
+fn ingress_of(service: &Service) -> Vec<String> {
+    let address = |host: &u8| if *host < 3 { 101 + host } else { 10 + host };
+    service.1.iter().map(|(host, drains)| format!("10.0.0.{}{}", address(host), if *drains { " drains" } else { "" })).collect()
 }
 
 fn of(network: &str, service: &Service) -> Vec<String> {
@@ -106,7 +114,7 @@ impl Shape {
         if self.ingress {
             plan = plan.ingress();
             for ((protocol, port, _), service) in published.iter().zip(self.ports.values()) {
-                let backends = of("10.0.0.", service);
+                let backends = ingress_of(service);
                 let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
                 plan = plan.port_or_refuse(*protocol, *port, policies(service.0), &backends, self.refuse);
             }

@@ -66,8 +66,12 @@ impl VirtualService {
 }
 
 fn targets(backends: &[Backend]) -> impl Iterator<Item = IpAddr> {
+    serving(backends).map(|b| b.address)
+}
+
+fn serving(backends: &[Backend]) -> impl Iterator<Item = &Backend> {
     let wanted = if backends.iter().any(|b| b.state == BackendState::Ready) { BackendState::Ready } else { BackendState::Draining };
-    backends.iter().filter(move |b| b.state == wanted).map(|b| b.address)
+    backends.iter().filter(move |b| b.state == wanted)
 }
 
 /// A port that every node answers on its own addresses.
@@ -86,7 +90,12 @@ pub struct PublishedPort {
 impl PublishedPort {
     /// As [`VirtualService::targets`]; nothing while the node drains.
     pub fn targets(&self) -> impl Iterator<Item = IpAddr> {
-        targets(if self.refuse { &[] } else { &self.backends })
+        self.serving().map(|b| b.address)
+    }
+
+    /// The backends behind [`Self::targets`].
+    pub fn serving(&self) -> impl Iterator<Item = &Backend> {
+        serving(if self.refuse { &[] } else { &self.backends })
     }
 
     /// How many tasks take new connections.
@@ -123,6 +132,8 @@ pub struct TaskIngress {
     /// Published port to the port that the task listens on.
     #[serde(serialize_with = "by_port")]
     pub published: BTreeMap<PortKey, u16>,
+    /// TCP ports of the task that host mode leads to: Docker sends those to the task's address on the node's bridge.
+    pub host: BTreeSet<u16>,
 }
 
 /// By VIP, the new state of each that changed; `None` for those that went.

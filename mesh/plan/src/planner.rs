@@ -9,8 +9,8 @@ use std::{
 
 use serde::Serialize;
 use swarmesh_model::{
-    Delta, EndpointMode, Network, NetworkId, NodeId, NodeState, Port, Problem, PublishMode, Service, ServiceId, Snapshot, Task, TaskId,
-    TaskState,
+    Delta, EndpointMode, Network, NetworkId, NodeId, NodeState, Port, Problem, Protocol, PublishMode, Service, ServiceId, Snapshot, Task,
+    TaskId, TaskState,
 };
 
 use crate::{
@@ -78,6 +78,8 @@ struct ServiceFacts {
     vips: Vec<VipKey>,
     /// Published port to target port.
     ports: BTreeMap<PortKey, u16>,
+    /// TCP target ports in host mode.
+    host: BTreeSet<u16>,
 }
 
 /// Whose problems they are, so that they go when it is mended.
@@ -256,7 +258,7 @@ impl Planner {
                 self.port_claims.entry(*key).or_default().insert(id.clone());
             }
             // What a task's sandbox answers follows from its service's ports.
-            if old.ports != new.ports || old.policy != new.policy {
+            if old.ports != new.ports || old.host != new.host || old.policy != new.policy {
                 let tasks = self.tasks_of.get(id).into_iter().flatten().filter_map(|t| self.snapshot.tasks.get(t));
                 dirty.tasks.extend(tasks.filter(|t| self.is_local(t)).map(|t| t.id.clone()));
             }
@@ -313,6 +315,7 @@ impl Planner {
         // A port that was to listen on few addresses must not be opened on all of them by a typing mistake.
         if !bind_is_wrong {
             facts.ports = ingress_ports(&service.ports);
+            facts.host = host_targets(&service.ports);
         }
         facts
     }
@@ -361,7 +364,10 @@ impl Planner {
             (Some(facts), None) => facts.ports.clone(),
             (None, _) => BTreeMap::new(),
         };
-        let ingress = (!addresses.is_empty() && !published.is_empty()).then_some(TaskIngress { addresses, published });
+        let ingress = (!addresses.is_empty() && !published.is_empty()).then(|| {
+            let host = task.ports.as_deref().map_or_else(|| facts.map(|f| f.host.clone()).unwrap_or_default(), host_targets);
+            TaskIngress { addresses, published, host }
+        });
         Some(SandboxPlan {
             task: task.id.clone(),
             name: task.name.clone(),
@@ -479,6 +485,10 @@ impl Planner {
 fn ingress_ports(ports: &[Port]) -> BTreeMap<PortKey, u16> {
     let ingress = ports.iter().filter(|p| p.publish_mode == PublishMode::Ingress);
     ingress.filter_map(|p| Some(((p.protocol, p.published_port.filter(|n| *n != 0)?), p.target_port))).collect()
+}
+
+fn host_targets(ports: &[Port]) -> BTreeSet<u16> {
+    ports.iter().filter(|p| p.publish_mode == PublishMode::Host && p.protocol == Protocol::Tcp).map(|p| p.target_port).collect()
 }
 
 /// Nobody may claim an address that is not the network's own (the lesson of CVE-2020-8554).

@@ -1,5 +1,5 @@
-//! New connections per second through a published port: ours, hand-written rules on the same path, the shortest
-//! hand-written DNAT there is, HAProxy in TCP mode, and plain routing.
+//! New connections per second through a published port: ours, hand-written rules on the way through the ingress sandbox, the
+//! shortest hand-written DNAT there is, HAProxy in TCP mode, and plain routing.
 //!
 //! Each subject has namespaces of its own, laid out as Docker does on a node: client, node, ingress sandbox, task.
 
@@ -77,7 +77,7 @@ impl Way {
     const fn name(self) -> &'static str {
         match self {
             Self::Ours => "ours",
-            Self::SamePath => "hand-written nft on the same path (client's address kept)",
+            Self::SamePath => "hand-written nft through the ingress sandbox (client's address kept)",
             Self::Shortest => "one hand-written nft DNAT, node to task (client's address kept)",
             Self::Haproxy => "HAProxy, TCP mode (client's address lost)",
             Self::Routed => "plain routing, no translation",
@@ -262,7 +262,7 @@ fn script(way: Way, place: &str, text: &str) -> Result<()> {
         .map_err(Into::into)
 }
 
-/// The fewest rules that do what ours do: no maps, one backend, the client's address kept.
+/// The fewest rules that do what ours do for a task elsewhere: no maps, one backend, the client's address kept.
 fn same_path(way: Way) -> Result<()> {
     let to = |address: &str| {
         format!(

@@ -36,12 +36,12 @@ const SCRIPTS: [(&str, &str, &str); 8] = [
     (
         "fib",
         "published ports answer on the node's own addresses",
-        "table inet probe { chain c { type nat hook prerouting priority -110; fib daddr type local counter; }; }",
+        "table inet probe { chain c { type nat hook prerouting priority -110; fib daddr type local counter; fib saddr . iif oif missing counter; }; }",
     ),
     (
         "ct",
         "connections remember their entry node",
-        "table inet probe { chain c { type filter hook prerouting priority -110; ct state new ct mark set 0x57500001; meta mark set ct mark; }; }",
+        "table inet probe { chain c { type filter hook prerouting priority -110; ct state new ct mark set 0x57500001; meta mark set ct mark; meta l4proto tcp ct original proto-dst 80 counter; }; }",
     ),
     (
         "reject",

@@ -13,6 +13,7 @@ use swarmesh_model::Protocol;
 use swarmesh_plan::{Ingress, NodePlan, PortKey, PublishedPort, SourceMode};
 
 use super::{
+    direct::Doors,
     mirror::SetMirror,
     table::{Debts, IP_FORWARD, Table, UDP, loosen_reverse_path},
 };
@@ -62,7 +63,7 @@ impl IngressTable {
     }
 
     /// Reads the kernel and mends what differs from the plan.
-    pub(crate) fn sync(&mut self, node: &NodePlan, ingress: &Ingress) -> Result<(), PlaneError> {
+    pub(crate) fn sync(&mut self, node: &NodePlan, ingress: &Ingress, doors: &Doors) -> Result<(), PlaneError> {
         let interfaces = self.table.ns.interfaces()?;
         let path = || self.table.path.clone();
         let ingress_leg = interfaces
@@ -103,7 +104,7 @@ impl IngressTable {
             node.published.keys().filter(|key| self.is_new_udp(**key)).map(|key| key.1).collect()
         };
         for (key, port) in &node.published {
-            self.set_port(*key, Some(port), &mut ops);
+            self.set_port(*key, Some(port), doors, &mut ops);
         }
         let wanted: HashSet<Front> = node.published.keys().map(|k| Front::Port(*k)).collect();
         for balancer in [&mut self.ports4, &mut self.ports6] {
@@ -121,14 +122,14 @@ impl IngressTable {
         Ok(())
     }
 
-    pub(crate) fn change(&mut self, changes: &BTreeMap<PortKey, Option<Arc<PublishedPort>>>) -> Result<(), PlaneError> {
+    pub(crate) fn change(&mut self, changes: &BTreeMap<PortKey, Option<Arc<PublishedPort>>>, doors: &Doors) -> Result<(), PlaneError> {
         let mut ops = Vec::new();
         let mut new_udp = Vec::new();
         for (key, port) in changes {
             if port.is_some() && self.is_new_udp(*key) {
                 new_udp.push(key.1);
             }
-            self.set_port(*key, port.as_deref(), &mut ops);
+            self.set_port(*key, port.as_deref(), doors, &mut ops);
         }
         self.table.commit(ops)?;
         for port in new_udp {
@@ -141,11 +142,11 @@ impl IngressTable {
         key.0 == Protocol::Udp && self.ports4.targets(Front::Port(key)).is_none()
     }
 
-    fn set_port(&mut self, key: PortKey, port: Option<&PublishedPort>, ops: &mut Vec<NftOp>) {
-        for (balancer, v6) in [(&mut self.ports4, false), (&mut self.ports6, true)] {
-            let state = port.map(|p| FrontState::new(&p.policy, p.targets().filter(|a| a.is_ipv6() == v6).collect()));
-            balancer.set(Front::Port(key), state.as_ref(), ops);
-        }
+    fn set_port(&mut self, key: PortKey, port: Option<&PublishedPort>, doors: &Doors, ops: &mut Vec<NftOp>) {
+        let state4 = port.map(|p| FrontState::new(&p.policy, doors.divide(key, p, self.facts.gateway).sandbox()));
+        self.ports4.set(Front::Port(key), state4.as_ref(), ops);
+        let state6 = port.map(|p| FrontState::new(&p.policy, p.targets().filter(IpAddr::is_ipv6).collect()));
+        self.ports6.set(Front::Port(key), state6.as_ref(), ops);
         let hidden = port.is_some_and(|p| p.policy.source == SourceMode::Snat);
         self.hidden.set(port_key(key).to_vec(), hidden.then_some(None), ops);
     }

@@ -1,9 +1,10 @@
 //! The nftables plane: every namespace's table, brought about and kept.
 //!
-//! East–west is translated in the client task's own namespace, north–south at the entry node, and answers find the entry
-//! node by a mark; see ARCHITECTURE.md for a packet's way. Each namespace is a *place* of its own: what fails in one is
-//! retried there, and holds up no other.
+//! East–west is translated in the client task's own namespace, north–south at the entry node (for the node's own tasks
+//! directly, see `direct.rs`), and answers find the entry node by a mark; see ARCHITECTURE.md for a packet's way. Each
+//! namespace is a *place* of its own: what fails in one is retried there, and holds up no other.
 
+mod direct;
 mod flows;
 mod ingress;
 mod mirror;
@@ -13,9 +14,10 @@ mod task;
 mod uninstall;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     os::fd::{AsFd, BorrowedFd},
     path::PathBuf,
     sync::Arc,
@@ -28,10 +30,11 @@ use nix::sys::{
 };
 use serde::Serialize;
 use swarmesh_kernel::{Kernel, NftMonitor};
-use swarmesh_model::{Problem, ServiceId, TaskId};
-use swarmesh_plan::{NodePlan, PlanDelta, Policy, Scheduler};
+use swarmesh_model::{Problem, Protocol, ServiceId, TaskId};
+use swarmesh_plan::{NodePlan, PlanDelta, Policy, PortKey, PublishedPort, SandboxPlan, Scheduler};
 
 use self::{
+    direct::{Door, Doors, near_ports},
     flows::{Cut, Flows},
     ingress::IngressTable,
     node::NodeTable,
@@ -40,6 +43,7 @@ use self::{
 };
 use crate::PlaneError;
 
+pub use direct::goes_direct;
 pub use uninstall::uninstall;
 
 /// Docker's name for the namespace that published ports go through.
@@ -54,6 +58,8 @@ const LAST_RETRY: Duration = Duration::from_secs(5);
 const MOST_CUTS: usize = 1024;
 /// The number by which the watch knows the directory of namespaces; places count from 0.
 const DIRECTORY: u64 = u64::MAX;
+
+type PortChanges = BTreeMap<PortKey, Option<Arc<PublishedPort>>>;
 
 /// Where the plane finds things on this node.
 #[derive(Clone, Debug)]
@@ -112,6 +118,8 @@ pub struct PlaneStatus {
     pub places: Vec<PlaceStatus>,
     pub problems: Vec<Problem>,
     pub host: Option<HostFacts>,
+    /// Tasks of this node that published ports reach directly, and their addresses on the node's bridge.
+    pub near: BTreeMap<TaskId, Ipv4Addr>,
     /// Transactions and the operations in them. Neither grows while nothing changes.
     pub commits: u64,
     pub operations: u64,
@@ -143,6 +151,9 @@ pub struct NftPlane {
     node: Option<NodeTable>,
     ingress: Option<IngressTable>,
     tasks: BTreeMap<TaskId, TaskTable>,
+    doors: Doors,
+    /// Published TCP ports whose tasks' doors have changed since the node and the sandbox were last told.
+    untold: BTreeSet<u16>,
     records: BTreeMap<Place, Record>,
     /// Of places whose last attempt failed.
     debts: BTreeMap<Place, Debts>,
@@ -183,6 +194,8 @@ impl NftPlane {
             node: None,
             ingress: None,
             tasks: BTreeMap::new(),
+            doors: Doors::default(),
+            untold: BTreeSet::new(),
             records: BTreeMap::new(),
             debts: BTreeMap::new(),
             flows: Flows::default(),
@@ -215,6 +228,7 @@ impl NftPlane {
         if delta.is_empty() {
             return;
         }
+        self.withdraw(delta, now);
         // A task's own table comes first: what is sent to it before that has to be sent again.
         for (task, change) in &delta.sandboxes {
             self.apply_sandbox(task, change.is_some(), now);
@@ -244,26 +258,77 @@ impl NftPlane {
         // With a new ingress network, nobody knows what an earlier agent left; and what waits must learn that it need not.
         let waits = self.records.contains_key(&Place::Ingress) || self.records.contains_key(&Place::Node);
         let needed = !self.plan.published.is_empty() || waits || delta.ingress.is_some();
-        if self.ingress.is_some() {
-            if !delta.published.is_empty() {
-                self.attempt(&Place::Ingress, now, |plane, _| match &mut plane.ingress {
-                    Some(table) => table.change(&delta.published),
-                    None => Ok(()),
-                });
-            }
-        } else if needed {
+        let changes = self.with_untold(&delta.published);
+        if self.ingress.is_none() && needed {
             self.attempt(&Place::Ingress, now, Self::sync);
+        } else {
+            self.change_ingress(&changes, now);
         }
-        if self.node.is_some() {
-            if !delta.published.is_empty() {
-                self.attempt(&Place::Node, now, |plane, _| match &mut plane.node {
-                    Some(table) => table.change(&delta.published),
-                    None => Ok(()),
-                });
-            }
-        } else if needed {
+        if self.node.is_none() && needed {
             self.attempt(&Place::Node, now, Self::sync);
+        } else {
+            self.change_node(&changes, now);
         }
+    }
+
+    /// These changes, and the ports whose tasks' doors have changed.
+    fn with_untold<'a>(&mut self, changes: &'a PortChanges) -> Cow<'a, PortChanges> {
+        let mut changes = Cow::Borrowed(changes);
+        for number in std::mem::take(&mut self.untold) {
+            let key = (Protocol::Tcp, number);
+            if let Some(port) = self.plan.published.get(&key) {
+                changes.to_mut().entry(key).or_insert_with(|| Some(Arc::clone(port)));
+            }
+        }
+        changes
+    }
+
+    fn change_ingress(&mut self, changes: &PortChanges, now: Instant) {
+        if self.ingress.is_some() && !changes.is_empty() {
+            self.attempt(&Place::Ingress, now, |plane, _| match &mut plane.ingress {
+                Some(table) => table.change(changes, &plane.doors),
+                None => Ok(()),
+            });
+        }
+    }
+
+    fn change_node(&mut self, changes: &PortChanges, now: Instant) {
+        if self.node.is_some() && !changes.is_empty() {
+            self.attempt(&Place::Node, now, |plane, _| match &mut plane.node {
+                Some(table) => table.change(changes, &plane.doors),
+                None => Ok(()),
+            });
+        }
+    }
+
+    /// Before a task's table changes so that it takes less than it does: nothing must be sent straight to what goes.
+    fn withdraw(&mut self, delta: &PlanDelta, now: Instant) {
+        for (id, change) in &delta.sandboxes {
+            let (Some(door), Some(table)) = (self.doors.get(id), self.tasks.get(id)) else { continue };
+            let before = table.plan();
+            let same_legs = |new: &SandboxPlan| {
+                new.sandbox == before.sandbox && new.ingress.as_ref().map(|i| &i.addresses) == before.ingress.as_ref().map(|i| &i.addresses)
+            };
+            let left = change.as_ref().filter(|new| same_legs(new)).and_then(|new| new.ingress.as_ref()).map(|ingress| {
+                let ports = near_ports(ingress);
+                Door { ports: door.ports.intersection(&ports).copied().collect(), ..door.clone() }
+            });
+            self.untold.extend(self.doors.set(id, left));
+        }
+        // Another ingress network begins with another sandbox, and with all ports told anew.
+        if delta.ingress.is_none() {
+            self.tell(now);
+        }
+    }
+
+    /// Tells the node and the sandbox of doors that have changed. First the node: who goes must be sent nothing.
+    fn tell(&mut self, now: Instant) {
+        if self.untold.is_empty() {
+            return;
+        }
+        let changes = self.with_untold(&PortChanges::new()).into_owned();
+        self.change_node(&changes, now);
+        self.change_ingress(&changes, now);
     }
 
     fn apply_sandbox(&mut self, task: &TaskId, planned: bool, now: Instant) {
@@ -302,6 +367,10 @@ impl NftPlane {
                 // What is not needed is not open either.
                 let Some(table) = self.table(place) else { return };
                 table.debts = Debts::default();
+                if let Place::Task(id) = place {
+                    let door = self.tasks.get(id).and_then(TaskTable::door);
+                    self.untold.extend(self.doors.set(id, door));
+                }
                 let (was_pending, before) = (before.as_ref().is_some_and(|r| r.pending.is_some()), before);
                 let since = before.as_ref().filter(|_| !was_pending).map_or(now, |r| r.since);
                 self.records.insert(place.clone(), Record { pending: None, since, healed });
@@ -360,7 +429,7 @@ impl NftPlane {
                     let path = self.config.netns_dir.join(INGRESS_SANDBOX);
                     self.ingress = Some(IngressTable::open(&*self.kernel, &path, debts)?);
                 }
-                self.ingress.as_mut().map_or(Ok(()), |table| table.sync(plan, network))?;
+                self.ingress.as_mut().map_or(Ok(()), |table| table.sync(plan, network, &self.doors))?;
             }
             Place::Node => {
                 let facts = self.ingress.as_ref().map(|i| i.facts().clone()).ok_or(PlaneError::WaitsForIngress)?;
@@ -368,7 +437,7 @@ impl NftPlane {
                     self.node = Some(NodeTable::open(&*self.kernel, debts)?);
                 }
                 let address = self.config.node_address;
-                self.node.as_mut().map_or(Ok(()), |table| table.sync(plan, &facts, address))?;
+                self.node.as_mut().map_or(Ok(()), |table| table.sync(plan, &facts, address, &self.doors))?;
             }
             Place::Task(id) => match self.tasks.get_mut(id) {
                 Some(table) => table.sync(plan)?,
@@ -393,6 +462,9 @@ impl NftPlane {
         self.drop_table(place);
         self.records.remove(place);
         self.debts.remove(place);
+        if let Place::Task(id) = place {
+            self.doors.forget(id);
+        }
     }
 
     fn drop_table(&mut self, place: &Place) -> Option<Debts> {
@@ -400,7 +472,10 @@ impl NftPlane {
         let table = match place {
             Place::Ingress => self.ingress.take().map(|t| t.table),
             Place::Node => self.node.take().map(|t| t.table),
-            Place::Task(id) => self.tasks.remove(id).map(|t| t.table),
+            Place::Task(id) => {
+                self.untold.extend(self.doors.set(id, None));
+                self.tasks.remove(id).map(|t| t.table)
+            }
         };
         // Closing its sockets takes them out of the watch, and lets the namespace go.
         table.map(|table| {
@@ -416,6 +491,7 @@ impl NftPlane {
         for place in due {
             self.attempt(&place, now, Self::sync);
         }
+        self.tell(now);
         let cuts = self.flows.due(now);
         self.cut(&cuts);
         let retries = self.records.values().filter_map(|r| r.pending.as_ref().map(|p| p.retry));
@@ -431,7 +507,12 @@ impl NftPlane {
                         self.cut_at(&place, cut);
                     }
                 }
-                flows::At::Port(_) => self.cut_at(&Place::Ingress, cut),
+                flows::At::Port((protocol, _)) => {
+                    self.cut_at(&Place::Ingress, cut);
+                    if *protocol == Protocol::Tcp {
+                        self.cut_at(&Place::Node, cut);
+                    }
+                }
             }
         }
     }
@@ -443,14 +524,25 @@ impl NftPlane {
             }
             return;
         }
-        match (&cut.at, &mut self.ingress) {
+        match (&cut.at, place) {
             (flows::At::Vip(_, vip), _) => {
                 if let Some(table) = self.task(place) {
                     table.forget_backend(*vip, cut.backend, cut.protocol);
                 }
             }
-            (flows::At::Port(key), Some(table)) => table.forget_backend(*key, cut.backend),
-            (flows::At::Port(_), None) => {}
+            (flows::At::Port(key), Place::Node) => {
+                let backends = self.plan.published.get(key).map(|p| &p.backends);
+                let task = backends.into_iter().flatten().find(|b| b.address == cut.backend).map(|b| &b.task);
+                let address = task.and_then(|task| self.doors.known(task));
+                if let (Some(table), Some(address)) = (&mut self.node, address) {
+                    table.forget_task(*key, address);
+                }
+            }
+            (flows::At::Port(key), _) => {
+                if let Some(table) = &mut self.ingress {
+                    table.forget_backend(*key, cut.backend);
+                }
+            }
         }
     }
 
@@ -505,6 +597,7 @@ impl NftPlane {
                 tracing::warn!(place = %self.name(&place), "another program changed our rules; they are back");
             }
         }
+        self.tell(now);
     }
 
     /// Something appeared in the directory of namespaces: whoever waits for one tries again soon, and often at first. Docker
@@ -565,11 +658,12 @@ impl NftPlane {
                 match place {
                     Place::Ingress => plane.ingress.as_mut().map_or(Ok(()), IngressTable::tidy)?,
                     Place::Task(id) => plane.tasks.get_mut(id).map_or(Ok(()), TaskTable::tidy)?,
-                    Place::Node => {}
+                    Place::Node => plane.node.as_mut().map_or(Ok(()), NodeTable::tidy)?,
                 }
                 Ok(())
             });
         }
+        self.tell(now);
     }
 
     /// Published ports that an earlier agent left, in a swarm that has none any more. Not done at the first plan: an agent
@@ -607,6 +701,7 @@ impl NftPlane {
             places: self.records.iter().map(|(place, record)| self.place_status(place, record, now)).collect(),
             problems: self.problems.values().cloned().collect(),
             host: self.node.as_ref().map(|n| n.facts().clone()),
+            near: self.ingress.as_ref().map(|i| self.doors.addresses(i.facts().gateway)).unwrap_or_default(),
             commits: self.work(),
             operations: self.tables().map(|t| t.counts.operations).sum::<u64>() + self.closed.operations,
             errors: self.errors,

@@ -1,4 +1,5 @@
-//! The node's own namespace: published ports on its addresses, handed to the ingress sandbox.
+//! The node's own namespace: published ports on its addresses, handed to the ingress sandbox or straight to tasks of this
+//! node.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,18 +16,20 @@ use swarmesh_plan::{NodePlan, PortKey, PublishedPort};
 
 use super::{
     HostFacts,
+    direct::Doors,
     ingress::IngressFacts,
     mirror::SetMirror,
     table::{Debts, IP_FORWARD, ROUTE_LOCALNET, Table, UDP},
 };
 use crate::{
     PlaneError,
-    balancer::port_key,
-    layout::{NodeParameters, TABLE, check_name, inet, node_skeleton},
+    balancer::{Balancer, Front, FrontState, port_key},
+    layout::{NodeParameters, SETS4, TABLE, check_name, inet, node_skeleton},
 };
 
 /// Its sets that make it answer.
-pub(crate) const SETS: [SetName; 4] = [inet("published"), inet("bound"), inet("bound4"), inet("bound6")];
+pub(crate) const SETS: [SetName; 7] =
+    [inet("published"), inet("bound"), inet("bound4"), inet("bound6"), SETS4.front, SETS4.slot, inet("direct")];
 
 #[derive(Debug)]
 pub(crate) struct NodeTable {
@@ -34,6 +37,12 @@ pub(crate) struct NodeTable {
     facts: HostFacts,
     published: SetMirror,
     bound: SetMirror,
+    /// Turns over the tasks of ports that have some here; the other turns are the sandbox's.
+    turns: Balancer,
+    /// The ports that it knows.
+    direct: SetMirror,
+    /// The bridge's own address.
+    gateway: Option<IpAddr>,
     /// Ports that listen on few addresses, with those; and the marker chain that says which of them are loaded.
     bindings: BTreeMap<PortKey, Vec<IpNet>>,
     bindings_marker: String,
@@ -47,6 +56,9 @@ impl NodeTable {
             facts: HostFacts::default(),
             published: SetMirror::new(inet("published")),
             bound: SetMirror::new(inet("bound")),
+            turns: Balancer::some_of_ports(),
+            direct: SetMirror::new(inet("direct")),
+            gateway: None,
             bindings: BTreeMap::new(),
             bindings_marker: String::new(),
         })
@@ -57,7 +69,13 @@ impl NodeTable {
     }
 
     /// Reads the kernel and mends what differs from the plan.
-    pub(crate) fn sync(&mut self, node: &NodePlan, ingress: &IngressFacts, address: Option<IpAddr>) -> Result<(), PlaneError> {
+    pub(crate) fn sync(
+        &mut self,
+        node: &NodePlan,
+        ingress: &IngressFacts,
+        address: Option<IpAddr>,
+        doors: &Doors,
+    ) -> Result<(), PlaneError> {
         let interfaces = self.table.ns.interfaces()?;
         let bridge = find_bridge(&interfaces, ingress)?;
         check_name(&bridge.name)?;
@@ -73,6 +91,7 @@ impl NodeTable {
             refuse6: ingress.address6.is_none() && old_layout,
         };
         self.facts = HostFacts { bridge: bridge.name.clone(), old_layout, ipv6: ingress.address6.is_some() };
+        self.gateway = ingress.gateway;
         let harmed = self.table.debts.harmed;
         self.table.load(&node_skeleton(&parameters))?;
 
@@ -94,7 +113,17 @@ impl NodeTable {
         // How many elements a set of ranges is dumped as is the kernel's business; whether there are any is not.
         let ranges = !self.table.ns.elements(inet("bound4"))?.is_empty() || !self.table.ns.elements(inet("bound6"))?.is_empty();
         self.load_bindings((harmed && !self.bindings.is_empty()) || ranges == self.bindings.is_empty())?;
-        let mut ops = Vec::new();
+        let mut ops = self.table.adopt(&mut self.turns)?;
+        let direct = self.table.ns.elements(self.direct.name())?;
+        self.direct.adopt(direct);
+        for (key, port) in &node.published {
+            self.set_turns(*key, Some(port), doors, &mut ops);
+        }
+        let gone: Vec<Front> = self.turns.fronts().filter(|f| !matches!(f, Front::Port(key) if node.published.contains_key(key))).collect();
+        for front in gone {
+            self.turns.set(front, None, &mut ops);
+        }
+        self.direct.replace(self.turns.fronts().filter_map(direct_key).map(|key| (key, None)).collect(), &mut ops);
         let held = |key: &PortKey| self.published.holds(&port_key(*key)) || self.bound.holds(&port_key(*key));
         let new_udp: Vec<u16> = if self.table.debts.fresh {
             Vec::new()
@@ -111,7 +140,7 @@ impl NodeTable {
         Ok(())
     }
 
-    pub(crate) fn change(&mut self, changes: &BTreeMap<PortKey, Option<Arc<PublishedPort>>>) -> Result<(), PlaneError> {
+    pub(crate) fn change(&mut self, changes: &BTreeMap<PortKey, Option<Arc<PublishedPort>>>, doors: &Doors) -> Result<(), PlaneError> {
         let mut ops: Vec<NftOp> = Vec::new();
         let mut new_udp = Vec::new();
         let mut bindings_changed = false;
@@ -127,6 +156,7 @@ impl NodeTable {
             bindings_changed |= before.as_ref() != self.bindings.get(key);
             let opened = self.published.set(port_key(*key).to_vec(), everywhere.then_some(None), &mut ops);
             let opened_few = self.bound.set(port_key(*key).to_vec(), few.then_some(None), &mut ops);
+            self.set_turns(*key, port.as_deref(), doors, &mut ops);
             if key.0 == Protocol::Udp && (opened || opened_few) && port.is_some() {
                 new_udp.push(key.1);
             }
@@ -140,6 +170,31 @@ impl NodeTable {
             self.forget_port(port);
         }
         Ok(())
+    }
+
+    fn set_turns(&mut self, key: PortKey, port: Option<&PublishedPort>, doors: &Doors, ops: &mut Vec<NftOp>) {
+        let state = port.map(|p| FrontState::new(&p.policy, doors.divide(key, p, self.gateway).turns()));
+        let state = state.filter(|s| !s.targets.is_empty());
+        self.turns.set(Front::Port(key), state.as_ref(), ops);
+        if let Some(number) = direct_key(Front::Port(key)) {
+            self.direct.set(number, state.map(|_| None), ops);
+        }
+    }
+
+    /// Cuts connections that went straight to a task.
+    pub(crate) fn forget_task(&mut self, key: PortKey, address: Ipv4Addr) {
+        self.table.forget(&FlowFilter {
+            protocol: Some(key.0.number()),
+            original_destination_port: Some(key.1),
+            reply_source: Some(address.into()),
+            ..FlowFilter::default()
+        });
+    }
+
+    pub(crate) fn tidy(&mut self) -> Result<(), swarmesh_kernel::KernelError> {
+        let mut ops = Vec::new();
+        self.turns.tidy(&mut ops);
+        self.table.commit(ops)
     }
 
     /// As in the ingress sandbox.
@@ -182,6 +237,13 @@ impl NodeTable {
     }
 }
 
+fn direct_key(front: Front) -> Option<Vec<u8>> {
+    match front {
+        Front::Port((Protocol::Tcp, port)) => Some(port.to_be_bytes().to_vec()),
+        Front::Port(_) | Front::Vip(_) => None,
+    }
+}
+
 const BINDINGS: &str = "bindings_";
 
 /// Docker's FORWARD policy is to drop, which an accept in a table of ours cannot override; `DOCKER-USER` is the place
@@ -195,27 +257,15 @@ fn accept_forwarded(ns: &mut dyn swarmesh_kernel::Namespace, bridge: &str, sandb
     Ok(())
 }
 
-pub(crate) fn forward_rules<'a>(bridge: &'a str, sandbox: &'a str) -> [Vec<&'a str>; 2] {
+/// To the sandbox and to tasks, and answers. By the connection, not by tasks' addresses: those come and go, and each change
+/// of the chain is another program's run.
+pub(crate) fn forward_rules<'a>(bridge: &'a str, sandbox: &'a str) -> [Vec<&'a str>; 4] {
+    let words = |matches: &[&'a str]| [matches, &["-m", "comment", "--comment", "swarmesh", "-j", "ACCEPT"]].concat();
     [
-        vec!["-o", bridge, "-d", sandbox, "-m", "conntrack", "--ctstate", "DNAT", "-m", "comment", "--comment", "swarmesh", "-j", "ACCEPT"],
-        vec![
-            "-i",
-            bridge,
-            "-s",
-            sandbox,
-            "-m",
-            "conntrack",
-            "--ctstate",
-            "ESTABLISHED,RELATED",
-            "--ctdir",
-            "REPLY",
-            "-m",
-            "comment",
-            "--comment",
-            "swarmesh",
-            "-j",
-            "ACCEPT",
-        ],
+        words(&["-o", bridge, "-p", "tcp", "-m", "conntrack", "--ctstate", "DNAT", "--ctdir", "ORIGINAL"]),
+        words(&["-i", bridge, "-p", "tcp", "-m", "conntrack", "--ctstate", "DNAT", "--ctdir", "REPLY"]),
+        words(&["-o", bridge, "-d", sandbox, "-m", "conntrack", "--ctstate", "DNAT"]),
+        words(&["-i", bridge, "-s", sandbox, "-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED", "--ctdir", "REPLY"]),
     ]
 }
 

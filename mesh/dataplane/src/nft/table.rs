@@ -115,10 +115,14 @@ impl Table {
                 script.push_str(&format!("delete chain inet {TABLE} {marker}\n"));
             }
             let done: Vec<&String> = held.iter().filter(|c| skeleton.has_done_with(c)).collect();
-            script.extend(done.iter().map(|c| format!("flush chain inet {TABLE} {c}\n")));
+            // Those that stay may lead to those that go.
+            let rewritten = held.iter().filter(|c| !done.is_empty() && skeleton.rewrites(c));
+            script.extend(rewritten.chain(done.iter().copied()).map(|c| format!("flush chain inet {TABLE} {c}\n")));
             script.extend(done.iter().map(|c| format!("delete chain inet {TABLE} {c}\n")));
             if done.iter().any(|c| *c == DELIVER) {
-                script.push_str(&format!("flush map inet {TABLE} port4\nflush map inet {TABLE} port6\n"));
+                // An older agent's table has no `near`.
+                script.push_str(&format!("table inet {TABLE} {{\n\tset near {{ type inet_service; }}\n}}\n"));
+                script.push_str(&format!("flush map inet {TABLE} port4\nflush map inet {TABLE} port6\nflush set inet {TABLE} near\n"));
             }
         } else if chains.is_some() {
             // Another layout's sets mean something else. One transaction replaces it all.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     path::Path,
     sync::Arc,
 };
@@ -13,16 +13,17 @@ use swarmesh_model::Protocol;
 use swarmesh_plan::{Ingress, NodePlan, PortKey, SandboxPlan, VipChanges};
 
 use super::{
+    direct::{Door, near_ports},
     mirror::SetMirror,
     table::{Debts, Table, UDP, loosen_reverse_path},
-    uninstall::remove_way_back,
+    uninstall::{remove_near_way, remove_way_back},
 };
 use crate::{
     PlaneError,
     balancer::{Balancer, Front, FrontState, octets, port_key},
     layout::{
-        DELIVER, MARK, MARK_MASK, RETURN_MAC, RETURN_PRIORITY, RETURN_TABLE, RETURN_VIA4, RETURN_VIA6, TABLE, TaskParameters, check_name,
-        fits_in_mark, inet, task_skeleton, way_back_rule,
+        ARRIVE, DELIVER, MARK, MARK_MASK, NEAR_MARK, NEAR_PRIORITY, NEAR_TABLE, RETURN_MAC, RETURN_PRIORITY, RETURN_TABLE, RETURN_VIA4,
+        RETURN_VIA6, TABLE, TaskParameters, check_name, fits_in_mark, inet, task_skeleton, way_back_rule,
     },
 };
 
@@ -49,6 +50,18 @@ struct Arrival {
     answers6: Option<IpAddr>,
     ports4: SetMirror,
     ports6: SetMirror,
+    /// The leg on the node's bridge, by which connections come that this node did not have to send through its ingress
+    /// sandbox.
+    bridge: Option<BridgeLeg>,
+    near: SetMirror,
+}
+
+#[derive(Clone, Debug)]
+struct BridgeLeg {
+    index: u32,
+    name: String,
+    address: Ipv4Addr,
+    gateway: IpAddr,
 }
 
 impl TaskTable {
@@ -70,14 +83,24 @@ impl TaskTable {
             }
             None => {}
         }
-        self.table.load(&task_skeleton(&TaskParameters { ingress_leg: leg.map(|l| l.name.clone()) }))?;
+        let bridge = match leg {
+            Some(leg) => bridge_leg(self.table.ns.default_route(false)?, &interfaces, leg),
+            None => None,
+        };
+        if leg.is_some() && bridge.is_none() && self.table.ns.has_rules(Family::Inet, TABLE, ARRIVE)? {
+            remove_near_way(&mut *self.table.ns)?;
+        }
+        self.table.load(&task_skeleton(&TaskParameters {
+            ingress_leg: leg.map(|l| l.name.clone()),
+            bridge_leg: bridge.as_ref().map(|b| (b.name.clone(), b.address)),
+        }))?;
         let mut ops = Vec::new();
         ops.extend(self.table.adopt(&mut self.vips4)?);
         ops.extend(self.table.adopt(&mut self.vips6)?);
         self.arrival = match (leg, &node.ingress) {
             (Some(leg), Some(ingress)) => {
                 let leg = leg.clone();
-                Some(self.prepare_arrival(&leg, ingress, &interfaces, &mut ops)?)
+                Some(self.prepare_arrival(&leg, bridge, ingress, &interfaces, &mut ops)?)
             }
             _ => None,
         };
@@ -106,6 +129,7 @@ impl TaskTable {
     fn prepare_arrival(
         &mut self,
         leg: &Interface,
+        bridge: Option<BridgeLeg>,
         ingress: &Ingress,
         interfaces: &[Interface],
         ops: &mut Vec<NftOp>,
@@ -125,6 +149,11 @@ impl TaskTable {
             ns.ensure_default_route(v6, RETURN_TABLE, leg.index, via)?;
             ns.ensure_rule_fwmark(v6, MARK, MARK_MASK, RETURN_TABLE, RETURN_PRIORITY)?;
         }
+        if let Some(bridge) = &bridge {
+            loosen_reverse_path(&mut **ns, &bridge.name)?;
+            ns.ensure_default_route(false, NEAR_TABLE, bridge.index, bridge.gateway)?;
+            ns.ensure_rule_fwmark(false, NEAR_MARK, MARK_MASK, NEAR_TABLE, NEAR_PRIORITY)?;
+        }
         if let Some(subnet) = ingress.subnets.iter().find_map(|s| if let IpNet::V4(net) = s { Some(*net) } else { None })
             && !ns.has_rules(Family::Netdev, TABLE, "way_back")?
         {
@@ -137,8 +166,10 @@ impl TaskTable {
             answers6: preferred_address(ns.default_route(true)?, interfaces, true),
             ports4: SetMirror::new(inet("port4")),
             ports6: SetMirror::new(inet("port6")),
+            bridge,
+            near: SetMirror::new(inet("near")),
         };
-        for ports in [&mut arrival.ports4, &mut arrival.ports6] {
+        for ports in [&mut arrival.ports4, &mut arrival.ports6, &mut arrival.near] {
             let held = ns.elements(ports.name())?;
             ports.adopt(held);
         }
@@ -184,6 +215,8 @@ impl TaskTable {
         if let (Some(arrival), Some(ingress)) = (&mut self.arrival, &self.plan.ingress) {
             arrival.ports4.replace(arrivals(&ingress.published, arrival.own4, arrival.answers4), ops);
             arrival.ports6.replace(arrivals(&ingress.published, arrival.own6, arrival.answers6), ops);
+            let near = arrival.bridge.iter().filter(|_| arrival.own4.is_some()).flat_map(|_| near_ports(ingress));
+            arrival.near.replace(near.map(|port| (port.to_be_bytes().to_vec(), None)).collect(), ops);
         }
         new
     }
@@ -221,6 +254,14 @@ impl TaskTable {
         self.table.forget(&filter);
     }
 
+    /// Where it takes connections from its own node, as last committed.
+    pub(crate) fn door(&self) -> Option<Door> {
+        let arrival = self.arrival.as_ref()?;
+        let bridge = arrival.bridge.as_ref().filter(|_| arrival.own4.is_some())?;
+        let ports = near_ports(self.plan.ingress.as_ref()?);
+        Some(Door { address: bridge.address, gateway: bridge.gateway, ports })
+    }
+
     pub(crate) fn plan(&self) -> &Arc<SandboxPlan> {
         &self.plan
     }
@@ -246,6 +287,15 @@ fn find_leg<'a>(interfaces: &'a [Interface], addresses: &[IpAddr]) -> Result<&'a
         .iter()
         .find(|i| i.addresses.iter().any(|net| addresses.contains(&net.addr())))
         .ok_or_else(|| PlaneError::NoTaskLeg { addresses: addresses.to_vec() })
+}
+
+/// The leg that the default route leads out by, if it is of the kind that Docker makes: on a bridge of the node's.
+fn bridge_leg(route: Option<swarmesh_kernel::DefaultRoute>, interfaces: &[Interface], ingress: &Interface) -> Option<BridgeLeg> {
+    let route = route?;
+    let leg = interfaces.iter().find(|i| i.index == route.index && i.index != ingress.index)?;
+    check_name(&leg.name).ok()?;
+    let address = leg.addresses.iter().find_map(|net| if let IpNet::V4(net) = net { Some(net.addr()) } else { None })?;
+    Some(BridgeLeg { index: leg.index, name: leg.name.clone(), address, gateway: route.gateway? })
 }
 
 fn has_global6(leg: &Interface) -> bool {

@@ -9,7 +9,9 @@ use super::{
     node::forward_rules,
     table::{IP_FORWARD, ROUTE_LOCALNET, WAS_OFF},
 };
-use crate::layout::{MARK, MARK_MASK, RETURN_PRIORITY, RETURN_TABLE, RETURN_VIA4, RETURN_VIA6, TABLE};
+use crate::layout::{
+    MARK, MARK_MASK, NEAR_MARK, NEAR_PRIORITY, NEAR_TABLE, RETURN_PRIORITY, RETURN_TABLE, RETURN_VIA4, RETURN_VIA6, TABLE,
+};
 
 /// Clears the namespace that this process is in and every one below `netns_dir`. For each: its name, and whether
 /// there was anything, or why it could not be cleared. Goes on after failures.
@@ -83,7 +85,7 @@ fn clear(ns: &mut dyn Namespace, bridge: Option<&str>) -> Result<bool, KernelErr
 
 /// Rule, route and neighbour by which answers leave a task for their entry node.
 pub(crate) fn remove_way_back(ns: &mut dyn Namespace) -> Result<bool, KernelError> {
-    let mut changed = false;
+    let mut changed = remove_near_way(ns)?;
     for v6 in [false, true] {
         changed |= ns.remove_rule_fwmark(v6, MARK, MARK_MASK, RETURN_TABLE, RETURN_PRIORITY)?;
         changed |= ns.remove_default_route(v6, RETURN_TABLE)?;
@@ -93,4 +95,10 @@ pub(crate) fn remove_way_back(ns: &mut dyn Namespace) -> Result<bool, KernelErro
         }
     }
     Ok(changed)
+}
+
+/// Rule and route by which answers to this node's own connections leave a task, where its other routes would mislead them.
+pub(crate) fn remove_near_way(ns: &mut dyn Namespace) -> Result<bool, KernelError> {
+    let changed = ns.remove_rule_fwmark(false, NEAR_MARK, MARK_MASK, NEAR_TABLE, NEAR_PRIORITY)?;
+    Ok(changed | ns.remove_default_route(false, NEAR_TABLE)?)
 }

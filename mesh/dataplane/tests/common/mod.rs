@@ -69,7 +69,14 @@ pub fn backends(of: &[&str]) -> Vec<Backend> {
                 Some((address, _)) => (address, BackendState::Draining),
                 None => (*text, BackendState::Ready),
             };
-            Backend { address: ip(address), task: address.into(), state }
+            // Those of `Plan::task` are this node's.
+            let task = match ip(address) {
+                IpAddr::V4(a) if a.octets()[..3] == [10, 0, 0] && (101..110).contains(&a.octets()[3]) => {
+                    format!("t{}", a.octets()[3] - 100)
+                }
+                _ => address.to_owned(),
+            };
+            Backend { address: ip(address), task: task.as_str().into(), state }
         })
         .collect();
     backends.sort();
@@ -97,6 +104,7 @@ impl Plan {
             ingress: (!published.is_empty()).then(|| TaskIngress {
                 addresses: vec![IpAddr::from([10, 0, 0, 100 + number])],
                 published: published.iter().map(|(protocol, port, target)| ((*protocol, *port), *target)).collect(),
+                host: BTreeSet::new(),
             }),
         };
         for network in networks {
@@ -351,19 +359,51 @@ impl World {
             }
             assert_eq!(meaning[&sandbox.sandbox].fronts, wanted, "{}", sandbox.name);
         }
-        let mut wanted = BTreeMap::new();
+        let (mut wanted, mut turns) = (BTreeMap::new(), BTreeMap::new());
         for ((protocol, port), published) in &self.plan.0.published {
-            for v6 in [false, true] {
-                let [high, low] = port.to_be_bytes();
-                let key = vec![protocol.number(), 0, 0, 0, high, low, 0, 0];
-                wanted.insert((v6, key), picked(&published.policy, published.targets().filter(|a| a.is_ipv6() == v6)));
+            let [high, low] = port.to_be_bytes();
+            let key = vec![protocol.number(), 0, 0, 0, high, low, 0, 0];
+            let (near, far) = self.near_and_far(*protocol, *port, published);
+            if !near.is_empty() {
+                let all = near.iter().copied().chain(far.iter().map(|_| ip("0.0.0.0")));
+                turns.insert((false, key.clone()), picked(&published.policy, all));
             }
+            let mut to = published.targets().filter(IpAddr::is_ipv4).collect::<Vec<_>>();
+            if !near.is_empty() && !far.is_empty() {
+                to = far;
+            }
+            wanted.insert((false, key.clone()), picked(&published.policy, to.into_iter()));
+            wanted.insert((true, key), picked(&published.policy, published.targets().filter(IpAddr::is_ipv6)));
         }
         if let Some(ingress) = meaning.get("ingress") {
             assert_eq!(ingress.fronts, wanted, "ingress");
         }
+        assert_eq!(meaning["node"].fronts, turns, "node");
         let published = meaning["node"].plain.get("published").cloned().unwrap_or_default();
         assert_eq!(published.into_keys().collect::<BTreeSet<_>>(), wanted.into_keys().map(|(_, key)| key).collect(), "node");
+    }
+}
+
+impl World {
+    /// Who serves a port: addresses on the bridge of tasks that are here and reached directly, ingress addresses of the others.
+    pub fn near_and_far(&self, protocol: Protocol, port: u16, published: &PublishedPort) -> (Vec<IpAddr>, Vec<IpAddr>) {
+        let policy = &published.policy;
+        let suits = protocol == Protocol::Tcp
+            && policy.affinity.is_none()
+            && policy.scheduler != Scheduler::SourceHash
+            && policy.source != swarmesh_plan::SourceMode::Snat;
+        let (mut near, mut far) = (Vec::new(), Vec::new());
+        for backend in published.serving().filter(|b| b.address.is_ipv4()) {
+            let sandbox = self.plan.0.sandboxes.get(&backend.task);
+            let taken = sandbox.and_then(|s| s.ingress.as_ref());
+            if suits && taken.is_some_and(|i| i.published.contains_key(&(protocol, port)) && !i.host.contains(&port)) {
+                let number: u8 = backend.task.as_str()[1..].parse().unwrap();
+                near.push(IpAddr::from([172, 18, 0, 10 + number]));
+            } else {
+                far.push(backend.address);
+            }
+        }
+        (near, far)
     }
 }
 
@@ -437,7 +477,7 @@ impl Meaning {
             Self { fronts: BTreeMap::new(), plain: BTreeMap::new(), rules: BTreeMap::new(), routing: Vec::new(), strays: BTreeSet::new() };
         meaning.walk(view, false);
         meaning.walk(view, true);
-        for name in ["port4", "port6", "hidden", "published", "bound"] {
+        for name in ["port4", "port6", "near", "direct", "hidden", "published", "bound"] {
             let elements: BTreeMap<_, _> = view.elements(set(name)).into_iter().map(|e| (e.key, e.data)).collect();
             if !elements.is_empty() {
                 meaning.plain.insert(name, elements);
@@ -451,7 +491,9 @@ impl Meaning {
         }
         meaning.routing = view.fwmark_rules().iter().map(|r| format!("{r:?}")).collect();
         for v6 in [false, true] {
-            meaning.routing.extend(view.route(v6, swarmesh_dataplane::RETURN_TABLE).map(|r| format!("{r:?}")));
+            for table in [swarmesh_dataplane::RETURN_TABLE, swarmesh_dataplane::NEAR_TABLE] {
+                meaning.routing.extend(view.route(v6, table).map(|r| format!("{r:?}")));
+            }
         }
         meaning.routing.extend(view.docker_user().into_iter().flatten().map(|r| r.join(" ")));
         meaning.routing.sort();
@@ -516,6 +558,8 @@ impl Meaning {
                 } else {
                     slots.remove(&slot).map(|d| value(&d))
                 };
+                // The node takes turns with the sandbox, whose slots are empty.
+                let found = found.or_else(|| chains.contains(&"entrust".to_owned()).then(|| vec![0; 4]));
                 let Some(target) = found else {
                     self.strays.insert(format!("no slot {index} of {key:?}"));
                     continue;

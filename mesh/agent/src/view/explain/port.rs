@@ -1,9 +1,10 @@
 //! A packet to a published port.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
+use swarmesh_dataplane::goes_direct;
 use swarmesh_model::{EndpointMode, Port, Protocol, PublishMode, Service};
-use swarmesh_plan::{BackendState, PublishedPort, SourceMode};
+use swarmesh_plan::{Backend, BackendState, PublishedPort, SourceMode};
 
 use super::{
     Local, Story, Verdict, View,
@@ -114,10 +115,6 @@ fn nobody(view: &View, story: &mut Story, protocol: Protocol, number: u16) -> Ou
 fn deliver(view: &View, story: &mut Story, port: &PublishedPort, protocol: Protocol, address: IpAddr, number: u16) -> Outcome {
     let service = view.snapshot.services.get(&port.service);
     let local_only = port.policy.source == SourceMode::Local;
-    let bridge = view.plane.host.as_ref().map(|h| format!(" over {}", h.bridge)).unwrap_or_default();
-    story
-        .hop("node", format!("table inet swarmesh hands it to the ingress sandbox{bridge}, ahead of Docker's rules{}", fate(view, "node")));
-
     let all: Vec<_> = port.backends.iter().filter(|b| b.address.is_ipv6() == address.is_ipv6()).cloned().collect();
     let ready = all.iter().any(|b| b.state == BackendState::Ready);
     let targets: Vec<_> = all.iter().filter(|b| !ready || b.state == BackendState::Ready).cloned().collect();
@@ -128,12 +125,35 @@ fn deliver(view: &View, story: &mut Story, port: &PublishedPort, protocol: Proto
         }
         _ => Vec::new(),
     };
-    let picks = match targets.len() {
+    let bridge = view.plane.host.as_ref().map(|h| format!(" over {}", h.bridge)).unwrap_or_default();
+    let is_near = |b: &Backend| near(view, port, protocol, number, b).is_some();
+    let (here, elsewhere): (Vec<_>, Vec<_>) = targets.iter().cloned().partition(is_near);
+    if here.is_empty() {
+        let what = format!("table inet swarmesh hands it to the ingress sandbox{bridge}, ahead of Docker's rules{}", fate(view, "node"));
+        story.hop("node", what);
+    } else {
+        let at: Vec<String> = here.iter().filter_map(|b| near(view, port, protocol, number, b)).map(|a| socket(a.into(), number)).collect();
+        let others = if elsewhere.is_empty() { "" } else { "; the turns of the others go to the ingress sandbox" };
+        let turns = if targets.len() == 1 {
+            format!("has {}", choice(1, ready))
+        } else {
+            format!("takes {} in turn", choice(targets.len(), ready))
+        };
+        let what = format!(
+            "table inet swarmesh {turns}, ahead of Docker's rules: this node's own are reached straight{bridge}, at {}{others}{}",
+            at.join(", "),
+            fate(view, "node")
+        );
+        story.hop("node", what).backends = backends(view, &here);
+    }
+    let picks = match elsewhere.len() {
+        0 if !here.is_empty() => "is not on the way: every backend is this node's own".to_owned(),
         0 => "refuses, for there is no backend".to_owned(),
         count => format!("picks {}", choice(count, ready)),
     };
     let hop = story.hop("ingress sandbox", format!("{picks}{}", fate(view, "ingress")));
-    hop.backends = backends(view, &all);
+    let behind: Vec<_> = all.iter().filter(|b| !here.contains(b)).cloned().collect();
+    hop.backends = backends(view, &behind);
     hop.left_out = out;
     if let Some(place) = view.pending_entry() {
         story.missing(format!("not applied in {}: {}", place.place, place.error));
@@ -161,13 +181,25 @@ fn deliver(view: &View, story: &mut Story, port: &PublishedPort, protocol: Proto
         pending.extend(view.pending_places().filter(|p| p.place == place).map(|p| format!("{}: {}", p.place, p.error)));
     }
     story.hop("task", what);
-    story.hop("way back", way_back(port.policy.source, address));
+    let straight = match (here.is_empty(), elsewhere.is_empty()) {
+        (true, _) => "",
+        (false, true) => "; it comes straight from the task's leg on the node's bridge",
+        (false, false) => "; from this node's own tasks it comes straight, from their legs on the node's bridge",
+    };
+    story.hop("way back", format!("{}{straight}", way_back(port.policy.source, address)));
 
     pending.into_iter().for_each(|p| story.missing(format!("not applied in {p}")));
     if view.pending_entry().is_some() {
         return (Verdict::Pending, format!("would reach {} of service {}, and is not applied on this node yet", tasks, port.name));
     }
     (Verdict::Delivered, format!("reaches service {} on {}: {tasks}", port.name, port.target_port))
+}
+
+/// Where new connections go to this backend past the ingress sandbox, if they do.
+fn near(view: &View, port: &PublishedPort, protocol: Protocol, number: u16, backend: &Backend) -> Option<Ipv4Addr> {
+    let address = view.plane.near.get(&backend.task).filter(|_| backend.address.is_ipv4())?;
+    let ingress = view.plan.sandboxes.get(&backend.task)?.ingress.as_ref()?;
+    goes_direct((protocol, number), port, ingress).then_some(*address)
 }
 
 fn way_back(source: SourceMode, address: IpAddr) -> &'static str {

@@ -112,6 +112,25 @@ fn a_published_port_is_followed_to_its_tasks_and_back() {
 }
 
 #[test]
+fn tasks_of_this_node_are_reached_past_the_ingress_sandbox() {
+    let mut view = view();
+    view.plane.near.insert("t1".into(), [172, 18, 0, 5].into());
+    let told = ask(&view, "tcp://192.0.2.11:8000");
+    assert_eq!(told.summary, "reaches service web on 80: web.1.t1 on node1 (10.0.0.5)");
+    assert!(told.hops[2].what.contains("reached straight, at 172.18.0.5:8000"), "{}", told.hops[2].what);
+    assert_eq!(told.hops[2].backends.len(), 1);
+    assert_eq!(told.hops[3].what, "is not on the way: every backend is this node's own");
+    assert!(told.hops[3].backends.iter().all(|b| b.task_id != "t1"));
+    assert!(told.hops[4].what.starts_with("translates 8000 to 80"));
+    assert!(told.hops[5].what.ends_with("it comes straight from the task's leg on the node's bridge"));
+    // What has to be decided in one place is decided in the sandbox.
+    let port = view.plan.published.get_mut(&(Protocol::Tcp, 8000)).unwrap();
+    let sticky = swarmesh_plan::Policy { affinity: Some(std::time::Duration::from_secs(60)), ..(*port.policy).clone() };
+    *port = std::sync::Arc::new(swarmesh_plan::PublishedPort { policy: std::sync::Arc::new(sticky), ..(**port).clone() });
+    assert!(ask(&view, "tcp://192.0.2.11:8000").hops[2].what.contains("hands it to the ingress sandbox"));
+}
+
+#[test]
 fn what_refuses_says_why() {
     let mut view = view();
     let told = ask(&view, "tcp://127.0.0.1:8001");
