@@ -10,7 +10,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use swarmesh_model::{EndpointMode, Protocol, PublishMode, Snapshot, Task, TaskState};
+use swarmesh_model::{ContainerDns, EndpointMode, Protocol, PublishMode, Snapshot, Task, TaskState};
 use swarmesh_source::{SourceSpec, SourceState, Update};
 use swarmesh_tests::dockerlab::{DockerLab, Rootfs, residue};
 use tokio::sync::mpsc;
@@ -252,6 +252,63 @@ fn a_swarm_is_followed() {
     lab.start_engine(0).unwrap();
     source.wait("started again: connected", 60, |h| h.connected() == Some(true) && h.usable("keep") == 1);
 
+    drop(lab);
+    assert_eq!(residue(prefix), Vec::<String>::new());
+}
+
+#[test]
+fn names_and_networks_of_one_node_are_seen() {
+    if !is_root() {
+        return;
+    }
+    let prefix = "dlnames";
+    let lab = lab(prefix, 1, 1);
+    let docker = |args: &[&str]| lab.docker(0, args).unwrap();
+    let run = |options: &[&str]| docker(&[&["run", "--detach"], options, &[IMAGE, "sleep", "1000000"]].concat());
+    // In the range of one of the swarm's networks: the engine does not mind.
+    let subnets = ["--ipv6", "--subnet", "10.7.1.0/24", "--subnet", "fd00:20::/64"];
+    docker(&[&["network", "create", "--internal"], subnets.as_slice(), &["shop"]].concat());
+    docker(&["network", "create", "--driver", "overlay", "--subnet", "10.7.0.0/16", "wide"]);
+    docker(&["network", "create", "--driver", "overlay", "back"]);
+    run(&["--name", "store", "--network", "shop"]);
+    let cart = ["--name", "cart", "--network", "shop", "--network-alias", "zoo", "--network-alias", "basket", "--hostname", "trolley"];
+    run(&[cart.as_slice(), &["--link", "store:Db", "--dns", "192.0.2.53", "--dns-option", "ndots:2"]].concat());
+    run(&["--name", "bridged"]);
+    run(&["--name", "hosted", "--network", "host"]);
+    service(&lab, &["--name", "web", "--network", "back", "--dns", "192.0.2.54", "--hostname", "w{{.Task.Slot}}"]);
+
+    let source = Consumer::start(&lab, 0);
+    let find = |h: &Heard, name: &str| h.snapshot.as_ref().and_then(|s| s.tasks.values().find(|t| t.name == name).cloned());
+    source.wait("containers on a network of this node", 10, |h| find(h, "cart").is_some() && find(h, "store").is_some());
+    {
+        let heard = source.heard.lock().unwrap();
+        let snapshot = heard.snapshot.as_ref().unwrap();
+        let shop = snapshot.networks.values().find(|n| n.name == "shop").unwrap();
+        assert!(shop.local && shop.internal && shop.subnets.len() == 1 && shop.subnets[0].subnet.addr().is_ipv6(), "{shop:?}");
+        assert_eq!(snapshot.networks.values().filter(|n| n.local).count(), 1, "neither bridge nor docker_gwbridge");
+        let (cart, store) = (find(&heard, "cart").unwrap(), find(&heard, "store").unwrap());
+        assert!(find(&heard, "bridged").is_none() && find(&heard, "hosted").is_none());
+        assert_eq!(cart.addresses.len(), 2, "both families: {:?}", cart.addresses);
+        assert!(cart.addresses.iter().all(|a| a.network == shop.id && a.links["Db"] == "store"), "{:?}", cart.addresses);
+        assert_eq!(cart.addresses[0].aliases, ["zoo", "basket", "trolley"]);
+        assert_eq!(cart.hostname.as_deref(), Some("trolley"));
+        assert!(lab.netns_dir(0).unwrap().join(cart.sandbox.as_ref().unwrap()).exists());
+        let told = ContainerDns { servers: vec![[192, 0, 2, 53].into()], ndots: true, disabled: false };
+        assert_eq!((&cart.dns, &store.dns), (&Some(told), &Some(ContainerDns::default())));
+    }
+
+    source.wait("a task", 20, |h| h.usable("web") == 1 && h.tasks("web")[0].dns.is_some());
+    let web = source.tasks("web").remove(0);
+    assert_eq!((web.hostname.as_deref(), web.dns.clone().unwrap().servers), (Some("w1"), vec![[192, 0, 2, 54].into()]));
+    let joined = |h: &Heard| h.tasks("web")[0].addresses.iter().filter(|a| a.aliases.contains(&"till".to_owned())).count();
+    docker(&["network", "connect", "--alias", "till", "shop", web.container.as_ref().unwrap()]);
+    source.wait("the task joins too", 5, |h| joined(h) == 2);
+    docker(&["network", "disconnect", "shop", web.container.as_ref().unwrap()]);
+    source.wait("and leaves", 5, |h| joined(h) == 0);
+    docker(&["rm", "--force", "cart", "store"]);
+    source.wait("its last member goes, and the network with it", 5, |h| {
+        find(h, "cart").is_none() && h.snapshot.as_ref().unwrap().networks.values().all(|n| !n.local)
+    });
     drop(lab);
     assert_eq!(residue(prefix), Vec::<String>::new());
 }

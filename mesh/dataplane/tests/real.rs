@@ -108,6 +108,7 @@ fn swarm(backends: &[u8], labels: &[(&str, &str)]) -> Snapshot {
         ingress: false,
         internal: false,
         attachable: false,
+        local: false,
         subnets: vec![Subnet { subnet: "10.0.1.0/24".parse().unwrap(), gateway: None }],
         mtu: None,
         labels: BTreeMap::new(),
@@ -144,8 +145,14 @@ fn task(id: &str, service: &str, host: u8, sandbox: Option<&str>) -> Task {
         hostname: None,
         sandbox: sandbox.map(str::to_owned),
         healthy: None,
-        addresses: vec![TaskAddress { network: "net".into(), address: IpAddr::from([10, 0, 1, host]), aliases: vec![] }],
+        addresses: vec![TaskAddress {
+            network: "net".into(),
+            address: IpAddr::from([10, 0, 1, host]),
+            aliases: vec![],
+            links: Default::default(),
+        }],
         ports: None,
+        dns: None,
     }
 }
 

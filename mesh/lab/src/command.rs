@@ -1,7 +1,7 @@
 //! `swarmesh lab …`: the emulator's command line.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line: results on stdout, errors on stderr")]
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{net::IpAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use swarmesh_model::Availability;
 
@@ -10,7 +10,7 @@ use crate::{
         self, AgentAction, AgentSetup, LabName, Layout, RuntimeError, Setup,
         client::{self, Outcome, Progress, UpOptions},
     },
-    stack::UpdateOrder,
+    stack::{self, DnsSpec, UpdateOrder},
     swarm::{ContainerSpec, UpdateOptions},
 };
 
@@ -116,6 +116,16 @@ pub enum LabCommand {
         node: String,
         #[arg(long)]
         alias: Vec<String>,
+        #[arg(long, value_name = "NAME", value_parser = stack::hostname)]
+        hostname: Option<String>,
+        /// A name server that its resolver asks instead of the node's
+        #[arg(long, value_name = "ADDRESS")]
+        dns: Vec<IpAddr>,
+        #[arg(long, value_name = "DOMAIN", value_parser = stack::search_domain)]
+        dns_search: Vec<String>,
+        /// As in a resolv.conf: ndots:2
+        #[arg(long, value_name = "OPTION", value_parser = stack::resolver_option)]
+        dns_option: Vec<String>,
         /// NAME=VALUE
         #[arg(long, value_parser = variable)]
         env: Vec<(String, String)>,
@@ -190,6 +200,9 @@ pub struct UpArgs {
     /// Give the ingress network IPv6 addresses too
     #[arg(long)]
     ipv6: bool,
+    /// A name server that the nodes have; without any, no name leaves the lab
+    #[arg(long, value_name = "ADDRESS")]
+    dns: Vec<IpAddr>,
     /// Name of the ingress network; `none` for a swarm whose ingress network was removed
     #[arg(long, value_name = "NAME", default_value = "ingress")]
     ingress: String,
@@ -304,12 +317,14 @@ fn execute(command: LabCommand) -> Result<ExitCode, RuntimeError> {
             };
             say(client::set_availability(&lab.name, node, availability)?);
         }
-        LabCommand::Run { lab, container, network, node, alias, env, command } => {
+        LabCommand::Run { lab, container, network, node, alias, hostname, dns, dns_search, dns_option, env, command } => {
             let spec = ContainerSpec {
                 name: container,
                 node,
                 networks: network,
                 aliases: alias,
+                hostname,
+                dns: DnsSpec { servers: dns, search: dns_search, options: dns_option },
                 image: String::new(),
                 command,
                 environment: env.into_iter().collect(),
@@ -337,6 +352,7 @@ fn up(args: UpArgs, progress: &mut Progress) -> Result<(), RuntimeError> {
         layout: args.layout,
         ingress: Some(args.ingress).filter(|name| name != "none"),
         ingress_v6: args.ipv6,
+        dns: args.dns,
         rp_filter: args.rp_filter,
         agents,
         heartbeat: args.heartbeat,

@@ -346,6 +346,23 @@ fn what_is_too_large_is_refused() {
 }
 
 #[test]
+fn what_cannot_stand_in_a_resolv_conf_is_refused() {
+    for (setting, place, says) in [
+        ("dns: [192.0.2.1, ns.test]", "services.web.dns[1]", "not the address of a name server"),
+        ("dns: 192.0.2.1 192.0.2.2", "services.web.dns", "not the address of a name server"),
+        ("dns: {a: b}", "services.web.dns", "single value, and is a mapping"),
+        ("dns_search: [\"a.test\\nnameserver 192.0.2.1\"]", "services.web.dns_search[0]", "not a domain"),
+        ("dns_opt: \"ndots:2 rotate\"", "services.web.dns_opt", "not an option"),
+        ("dns_opt: [\"\"]", "services.web.dns_opt[0]", "must not be empty"),
+        ("hostname: a b", "services.web.hostname", "not a hostname"),
+    ] {
+        let error = load(format!("services:\n  web:\n    image: a\n    {setting}\n").as_bytes()).unwrap_err();
+        assert_eq!((error.line, error.place.as_str()), (4, place), "{error}");
+        assert!(error.message.contains(says), "{error}");
+    }
+}
+
+#[test]
 fn a_bad_stack_name_is_refused() {
     let error = stack::load(b"services: {web: {image: a}}", "stack.yml", "my shop", &|_| None).unwrap_err();
     assert_eq!(error.to_string(), "stack.yml: \"my shop\" is not a stack's name; use letters, digits, - and _");

@@ -333,6 +333,101 @@ fn commands_do_what_they_say() {
     }
 }
 
+const NAMES: &str = r#"
+version: "3.8"
+services:
+  told:
+    image: busybox
+    command: sh -c 'cat /etc/resolv.conf; sleep 1000'
+    hostname: "told-{{.Task.Slot}}"
+    dns: [192.0.2.53]
+    dns_search: [a.test, b.test]
+    dns_opt: ["ndots:2"]
+    ports: ["9000:80"]
+    networks: [net]
+  asks:
+    image: busybox
+    command: sleep 1000
+    healthcheck:
+      test: ["CMD", "grep", "-q", "ndots:0", "/etc/resolv.conf"]
+    networks: [net, six]
+networks:
+  net: {attachable: true}
+  six: {enable_ipv6: true}
+"#;
+
+#[test]
+fn every_container_has_its_own_resolv_conf_and_hosts() {
+    let Some(lab) = Lab::new("names") else { return };
+    let of_host = || (fs::read("/etc/resolv.conf").ok(), fs::read("/etc/hosts").ok(), fs::read_to_string("/proc/self/mounts").unwrap());
+    let before = of_host();
+    let file = lab.stack("app.yml", NAMES);
+    lab.lab(&[&["up", "--wait", "--nodes", "2", "--dns", "192.0.2.101", "--dns", "2001:db8::1", "-f", &file], QUICK.as_slice()].concat());
+    lab.lab(&[
+        "run",
+        "probe",
+        "--network",
+        "app_net",
+        "--hostname",
+        "bench",
+        "--dns",
+        "192.0.2.54",
+        "--dns-option",
+        "timeout:1",
+        "--",
+        "sleep",
+        "1000",
+    ]);
+    lab.lab(&["wait"]);
+
+    let cat = |target: &str, file: &str| lab.lab(&["exec", target, "--", "cat", file]);
+    let told = "nameserver 127.0.0.11\nsearch a.test b.test\noptions ndots:2\n";
+    assert_eq!(cat("told.1", "/etc/resolv.conf"), told);
+    assert_eq!(lab.lab(&["logs", "told.1"]), told, "the task itself sees what exec sees");
+    assert_eq!(cat("asks.1", "/etc/resolv.conf"), "nameserver 127.0.0.11\noptions ndots:0\n");
+    assert_eq!(cat("probe", "/etc/resolv.conf"), "nameserver 127.0.0.11\noptions timeout:1 ndots:0\n");
+
+    // Localhost, and the container's own name at each of its addresses but that on ingress.
+    let names = |target: &str| {
+        let hosts = cat(target, "/etc/hosts");
+        let own =
+            hosts.lines().filter_map(|line| line.split_once('\t')).filter(|(_, name)| !name.contains("local") && !name.contains("ip6-"));
+        own.map(|(address, name)| (address.to_owned(), name.to_owned())).collect::<Vec<_>>()
+    };
+    let (told, asks) = (&lab.tasks("app_told")[0], &lab.tasks("app_asks")[0]);
+    assert_eq!(names("told.1"), [(address_in(told, "app_net").to_string(), "told-1".to_owned())]);
+    assert_eq!(lab.lab(&["exec", "probe", "--", "hostname"]), "bench\n");
+    let hostname = asks.process.as_ref().unwrap().hostname.clone();
+    let mut own: Vec<_> = asks.addresses.iter().map(|(_, address)| (address.to_string(), hostname.clone())).collect();
+    assert_eq!((own.len(), asks.addresses.iter().filter(|(_, a)| a.is_ipv6()).count()), (3, 1), "IPv6 where the network has it");
+    own.sort();
+    let mut found = names("asks.1");
+    found.sort();
+    assert_eq!(found, own);
+
+    // The snapshot says the same, and the nodes have files of their own.
+    let status = lab.status();
+    let snapshot = swarmesh_model::Snapshot::from_json(&fs::read_to_string(&status.snapshot).unwrap()).unwrap();
+    let dns = |name: &str| snapshot.tasks.values().find(|t| t.name.starts_with(name)).unwrap().dns.clone().unwrap();
+    assert_eq!((dns("app_told").servers, dns("app_told").ndots), (vec![std::net::IpAddr::from([192, 0, 2, 53])], true));
+    assert_eq!((dns("probe").servers.len(), dns("probe").ndots, dns("app_asks").servers.len()), (1, false, 0));
+    for node in &status.nodes {
+        assert_eq!(node.resolv_conf, lab.run_dir().join(&node.machine.name).join("resolv.conf"));
+        assert_eq!(fs::read_to_string(&node.resolv_conf).unwrap(), "nameserver 192.0.2.101\nnameserver 2001:db8::1\n");
+    }
+    // What is mounted over a container's files is mounted there alone.
+    let files = |mounts: &str| mounts.lines().filter(|m| m.contains(" /etc/")).map(str::to_owned).collect::<Vec<_>>();
+    let now = of_host();
+    assert_eq!((&now.0, &now.1, files(&now.2)), (&before.0, &before.1, files(&before.2)));
+    lab.lab(&["kill", "node2"]);
+    lab.lab(&["start", "node2"]);
+    assert!(fs::read_to_string(&status.nodes[1].resolv_conf).unwrap().starts_with("nameserver 192.0.2.101\n"));
+    lab.lab(&["down"]);
+    assert_eq!(lab.leftovers(), Vec::<String>::new());
+    let after = of_host();
+    assert_eq!((after.0, after.1, files(&after.2)), (before.0, before.1, files(&before.2)));
+}
+
 #[test]
 fn a_node_can_lose_its_power_and_come_back() {
     let Some(lab) = Lab::new("power") else { return };
@@ -385,7 +480,7 @@ fn agents_are_started_watched_and_restarted() {
     let dir = dir.display();
     let expected = format!(
         "args: agent --source snapshot:{dir}/snapshot.json --node node2 --netns-dir {dir}/node2/netns --state-dir {dir}/node2/state \
-         --plane nft --dns=off\n"
+         --resolv-conf {dir}/node2/resolv.conf --plane nft --dns=off\n"
     );
     assert!(log.starts_with(&expected), "{log}");
     let agent = |status: &LabStatus| status.nodes[0].agent.unwrap();

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use swarmesh_lab::{
     stack::{
-        self, Constraint, ConstraintKey, FailureAction, HealthTest, Mode, NetworkUse, RestartCondition, STACK_LABEL, Stack, StackService,
-        UpdateOrder,
+        self, Constraint, ConstraintKey, DnsSpec, FailureAction, HealthTest, Mode, NetworkUse, RestartCondition, STACK_LABEL, Stack,
+        StackService, UpdateOrder,
     },
     swarm,
 };
-use swarmesh_model::{EndpointMode, Port, Protocol, PublishMode, Snapshot};
+use swarmesh_model::{ContainerDns, EndpointMode, Port, Protocol, PublishMode, Snapshot};
 
 fn load(text: &str) -> Stack {
     let env = |name: &str| (name == "DOMAIN").then(|| "shop.example.com".to_owned());
@@ -223,6 +223,34 @@ fn host_ports_may_be_shared_and_yaml_corners_work() {
         load("services:\n  a:\n    image: a\n    command: >\n      one\n      two\n    labels:\n      text: |\n        x\n        y\n");
     let folded = folded.services.remove(0).spec;
     assert_eq!((folded.command, folded.container_labels["text"].as_str()), (vec!["one".to_owned(), "two".to_owned()], "x\ny\n"));
+}
+
+#[test]
+fn dns_is_read_and_lands_in_the_tasks() {
+    let stack = load(
+        "services:\n  one: {image: a, dns: 192.0.2.53, dns_search: a.test, hostname: uno}\n  two:\n    image: a\n    \
+         dns: [192.0.2.53, \"2001:db8::53\"]\n    dns_search: [a.test, .]\n    dns_opt: [timeout:1, \"ndots:2\"]\n  none: {image: a, dns: , dns_search: []}\n",
+    );
+    let dns = |name: &str| service(&stack, name).spec.dns.clone();
+    let addresses = |texts: &[&str]| texts.iter().map(|t| t.parse().unwrap()).collect::<Vec<_>>();
+    let texts = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
+    assert_eq!(dns("one"), DnsSpec { servers: addresses(&["192.0.2.53"]), search: texts(&["a.test"]), options: vec![] });
+    let two = DnsSpec {
+        servers: addresses(&["192.0.2.53", "2001:db8::53"]),
+        search: texts(&["a.test", "."]),
+        options: texts(&["timeout:1", "ndots:2"]),
+    };
+    assert_eq!((dns("two"), dns("none")), (two.clone(), DnsSpec::default()));
+    let notes: Vec<&str> = stack.notes.iter().map(|n| n.place.as_str()).collect();
+    assert_eq!(notes, ["services.two.dns_opt"], "docker stack deploy refuses it");
+
+    let snapshot = swarm::snapshot_of(&stack, 1).unwrap();
+    assert_eq!(Snapshot::from_json(&snapshot.to_json()), Ok(snapshot.clone()));
+    let task = |name: &str| snapshot.tasks.values().find(|t| t.name.starts_with(name)).unwrap();
+    assert_eq!(task("shop_one").hostname.as_deref(), Some("uno"));
+    assert_eq!(task("shop_one").dns, Some(ContainerDns { servers: addresses(&["192.0.2.53"]), ..ContainerDns::default() }));
+    assert_eq!(task("shop_two").dns, Some(ContainerDns { servers: two.servers, ndots: true, disabled: false }));
+    assert_eq!(task("shop_none").dns, Some(ContainerDns::default()));
 }
 
 #[test]

@@ -15,8 +15,8 @@ pub use delta::{Changes, Delta};
 pub use file::{FileError, schema};
 pub use id::{Id, NetworkId, NodeId, ServiceId, TaskId};
 pub use objects::{
-    Availability, EndpointMode, Network, Node, NodeState, Port, Protocol, PublishMode, Role, Service, ServiceNetwork, Subnet, Task,
-    TaskAddress, TaskState, VirtualIp,
+    Availability, ContainerDns, EndpointMode, Network, Node, NodeState, Port, Protocol, PublishMode, Role, Service, ServiceNetwork, Subnet,
+    Task, TaskAddress, TaskState, VirtualIp,
 };
 pub use problem::Problem;
 pub use snapshot::Snapshot;

@@ -19,6 +19,9 @@ pub struct Network {
     /// True for the one network that carries published ports between nodes. It has no names.
     #[serde(default, skip_serializing_if = "is_false")]
     pub ingress: bool,
+    /// Of this node alone, such as a user-defined bridge. It has names and no VIPs.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub local: bool,
     /// No way out of this network: its members resolve and reach each other only.
     #[serde(default, skip_serializing_if = "is_false")]
     pub internal: bool,
@@ -126,6 +129,24 @@ pub struct Task {
     /// target ports together with the task's own spec rolls out, old tasks go on listening where they did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ports: Option<Vec<Port>>,
+    /// How the container was told to resolve names. Known only for containers of the node that wrote the snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<ContainerDns>,
+}
+
+/// What a container's creator, or its engine's configuration, said about DNS.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ContainerDns {
+    /// Asked instead of the host's servers, and from the container's own namespace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub servers: Vec<IpAddr>,
+    /// The number of dots was given, by the creator or the host: names without a dot are then not asked upstream.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ndots: bool,
+    /// The engine runs no resolver for this container, which has files of its own.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub disabled: bool,
 }
 
 impl Task {
@@ -152,6 +173,9 @@ pub struct TaskAddress {
     /// Names of this one task or container in this network, beyond those that follow from its name and id.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
+    /// What this container alone calls others in this network (`--link`): alias to name. Case matters in an alias.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub links: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -4,10 +4,12 @@
 //! deltas, at a cost that follows the change, and always ends where [`plan`] of the whole snapshot ends.
 #![forbid(unsafe_code)]
 
+mod names;
 mod node_plan;
 mod planner;
 mod policy;
 
+pub use names::{AskerNetwork, AskerPlan, NameDelta, NamePlan, NamedNetwork, NamedPort, NamedTask, ServiceNames, ServiceZone};
 pub use node_plan::{
     Backend, BackendState, Ingress, NodePlan, PlanDelta, PortKey, PublishedPort, SandboxPlan, TaskIngress, VipChanges, VirtualService,
 };

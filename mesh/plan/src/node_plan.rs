@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 use swarmesh_model::{NetworkId, Problem, Protocol, ServiceId, TaskId};
 
-use crate::Policy;
+use crate::{NameDelta, NamePlan, Policy};
 
 /// Everything that one node must have in its kernel for one snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -26,6 +26,7 @@ pub struct NodePlan {
     pub published: BTreeMap<PortKey, Arc<PublishedPort>>,
     /// The network that carries published ports; `None` while the swarm has none.
     pub ingress: Option<Arc<Ingress>>,
+    pub names: NamePlan,
     pub problems: BTreeSet<Problem>,
 }
 
@@ -151,11 +152,12 @@ pub struct PlanDelta {
     #[serde(serialize_with = "by_port")]
     pub published: BTreeMap<PortKey, Option<Arc<PublishedPort>>>,
     pub ingress: Option<Option<Arc<Ingress>>>,
+    pub names: NameDelta,
     pub problems: Option<BTreeSet<Problem>>,
 }
 
 impl PlanDelta {
-    /// True when nothing but perhaps the version and the problems changed: nothing for the kernel to do.
+    /// True when nothing but perhaps the version, names and problems changed: nothing for the kernel's tables.
     pub fn is_empty(&self) -> bool {
         self.vips.is_empty() && self.left.is_empty() && self.sandboxes.is_empty() && self.published.is_empty() && self.ingress.is_none()
     }
@@ -173,6 +175,12 @@ impl PlanDelta {
         delta.left = old.networks.keys().filter(|n| !new.networks.contains_key(*n)).cloned().collect();
         delta.sandboxes = changes(&old.sandboxes, &new.sandboxes);
         delta.published = changes(&old.published, &new.published);
+        delta.names = NameDelta {
+            networks: changes(&old.names.networks, &new.names.networks),
+            services: changes(&old.names.services, &new.names.services),
+            tasks: changes(&old.names.tasks, &new.names.tasks),
+            askers: changes(&old.names.askers, &new.names.askers),
+        };
         delta.ingress = (old.ingress != new.ingress).then(|| new.ingress.clone());
         delta.problems = (old.problems != new.problems).then(|| new.problems.clone());
         delta
@@ -199,6 +207,10 @@ impl NodePlan {
         if let Some(ingress) = &delta.ingress {
             self.ingress.clone_from(ingress);
         }
+        merge(&mut self.names.networks, &delta.names.networks);
+        merge(&mut self.names.services, &delta.names.services);
+        merge(&mut self.names.tasks, &delta.names.tasks);
+        merge(&mut self.names.askers, &delta.names.askers);
         if let Some(problems) = &delta.problems {
             self.problems.clone_from(problems);
         }

@@ -9,13 +9,13 @@ use std::{
 
 use serde::Serialize;
 use swarmesh_model::{
-    Delta, EndpointMode, Network, NetworkId, NodeId, NodeState, Port, Problem, Protocol, PublishMode, Service, ServiceId, Snapshot, Task,
-    TaskId, TaskState,
+    Delta, EndpointMode, Network, NetworkId, NodeId, NodeState, Port, Problem, Protocol, PublishMode, Service, ServiceId, Snapshot, Subnet,
+    Task, TaskId, TaskState,
 };
 
 use crate::{
     Backend, BackendState, Ingress, NodePlan, PlanDelta, Policy, PortKey, PublishedPort, SandboxPlan, SourceMode, TaskIngress,
-    VirtualService,
+    VirtualService, names,
 };
 
 /// VXLAN's cost on a 1500-byte underlay, and Docker's default for overlays.
@@ -98,6 +98,8 @@ struct Dirty {
     tasks: BTreeSet<TaskId>,
     vips: BTreeSet<VipKey>,
     ports: BTreeSet<PortKey>,
+    /// Tasks whose names or networks changed without a change of their own.
+    named_tasks: BTreeSet<TaskId>,
     ingress: bool,
     problems: bool,
 }
@@ -156,11 +158,43 @@ impl Planner {
         self.plan_sandboxes(&mut out, &mut dirty);
         self.plan_vips(&mut out, &mut dirty);
         self.plan_ports(&mut out, &mut dirty);
+        self.plan_names(&mut out, delta, &dirty);
         if dirty.problems {
             out.problems = Some(self.problems.values().flatten().cloned().collect());
         }
         self.plan.apply(&out);
         out
+    }
+
+    /// Names follow what was planned so far: who serves, and with which VIPs.
+    fn plan_names(&self, out: &mut PlanDelta, delta: &Delta, dirty: &Dirty) {
+        for id in delta.networks.keys() {
+            let new = self.snapshot.networks.get(id).and_then(|n| names::named_network(n)).map(Arc::new);
+            note(&mut out.names.networks, &self.plan.names.networks, id, new);
+        }
+        for id in &dirty.services {
+            let new = self.snapshot.services.get(id).map(|service| {
+                names::service_names(service, &self.snapshot, |network| {
+                    let mut backends = self.backends(id, network, false, false);
+                    backends.extend(self.backends(id, network, true, false));
+                    backends
+                })
+            });
+            note(&mut out.names.services, &self.plan.names.services, id, new.map(Arc::new));
+        }
+        for id in delta.tasks.keys().chain(&dirty.named_tasks) {
+            let task = self.snapshot.tasks.get(id);
+            let new = task.and_then(|t| names::named_task(t, &self.snapshot, self.is_on_node_that_is_down(t)));
+            note(&mut out.names.tasks, &self.plan.names.tasks, id, new.map(Arc::new));
+        }
+        for id in dirty.tasks.iter().chain(&dirty.named_tasks) {
+            let task = self.snapshot.tasks.get(id).filter(|t| self.is_local(t));
+            note(&mut out.names.askers, &self.plan.names.askers, id, task.and_then(|t| names::asker(t, &self.snapshot)).map(Arc::new));
+        }
+    }
+
+    fn is_on_node_that_is_down(&self, task: &Task) -> bool {
+        task.node.as_ref().and_then(|n| self.snapshot.nodes.get(n)).is_some_and(|n| n.state == NodeState::Down)
     }
 
     /// Finds what the delta touches, while both the old and the new objects are at hand.
@@ -187,12 +221,21 @@ impl Planner {
             let was_down = self.snapshot.nodes.get(id).is_some_and(|n| n.state == NodeState::Down);
             if was_down != node.as_ref().is_some_and(|n| n.state == NodeState::Down) {
                 let on_it = self.snapshot.tasks.values().filter(|t| t.node.as_ref() == Some(id));
-                dirty.services.extend(on_it.filter_map(|t| t.service.clone()));
+                for task in on_it {
+                    dirty.services.extend(task.service.clone());
+                    dirty.named_tasks.insert(task.id.clone());
+                }
             }
         }
         for (id, network) in &delta.networks {
             let old = self.snapshot.networks.get(id);
             dirty.ingress |= old.is_some_and(|n| n.ingress) || network.as_ref().is_some_and(|n| n.ingress);
+            if old.map(|n| named_by(n)) != network.as_ref().map(|n| named_by(n)) {
+                let tasks = self.snapshot.tasks.values().filter(|t| t.address_in(id).next().is_some());
+                dirty.named_tasks.extend(tasks.map(|t| t.id.clone()));
+                let services = self.snapshot.services.values().filter(|s| s.networks.iter().any(|n| n.network == *id));
+                dirty.services.extend(services.map(|s| s.id.clone()));
+            }
             // Its subnets decide which VIPs and backends are believed; its presence, which sandboxes see it. Networks
             // change rarely, so a look at every service and task is what this may cost.
             if old.map(|n| &n.subnets) != network.as_ref().map(|n| &n.subnets) {
@@ -353,8 +396,9 @@ impl Planner {
             return None;
         }
         let ingress_network = self.plan.ingress.as_ref().map(|i| &i.network);
-        let networks =
-            task.addresses.iter().map(|a| &a.network).filter(|n| Some(*n) != ingress_network && self.snapshot.networks.contains_key(*n));
+        // A network of this node alone has no VIPs.
+        let of_swarm = |id: &NetworkId| self.snapshot.networks.get(id).is_some_and(|n| !n.local);
+        let networks = task.addresses.iter().map(|a| &a.network).filter(|n| Some(*n) != ingress_network && of_swarm(n));
         let addresses: Vec<IpAddr> = ingress_network.into_iter().flat_map(|n| task.address_in(n)).collect();
         let facts = task.service.as_ref().and_then(|s| self.services.get(s));
         let published = match (facts, &task.ports) {
@@ -364,17 +408,16 @@ impl Planner {
             (Some(facts), None) => facts.ports.clone(),
             (None, _) => BTreeMap::new(),
         };
+        let networks: BTreeSet<NetworkId> = networks.cloned().collect();
+        // In no network of the swarm, it is nobody's client or backend.
+        if networks.is_empty() && addresses.is_empty() {
+            return None;
+        }
         let ingress = (!addresses.is_empty() && !published.is_empty()).then(|| {
             let host = task.ports.as_deref().map_or_else(|| facts.map(|f| f.host.clone()).unwrap_or_default(), host_targets);
             TaskIngress { addresses, published, host }
         });
-        Some(SandboxPlan {
-            task: task.id.clone(),
-            name: task.name.clone(),
-            sandbox: task.sandbox.clone()?,
-            networks: networks.cloned().collect(),
-            ingress,
-        })
+        Some(SandboxPlan { task: task.id.clone(), name: task.name.clone(), sandbox: task.sandbox.clone()?, networks, ingress })
     }
 
     fn plan_vips(&mut self, out: &mut PlanDelta, dirty: &mut Dirty) {
@@ -441,7 +484,7 @@ impl Planner {
         let tasks = self.tasks_of.get(id).into_iter().flatten().filter_map(|t| self.snapshot.tasks.get(t));
         let mut backends: Vec<Backend> = Vec::new();
         for task in tasks.filter(|t| !local_only || self.is_local(t)) {
-            let node_is_down = task.node.as_ref().and_then(|n| self.snapshot.nodes.get(n)).is_some_and(|n| n.state == NodeState::Down);
+            let node_is_down = self.is_on_node_that_is_down(task);
             let state = match (task.is_usable(), task.is_draining()) {
                 (true, _) if !node_is_down => BackendState::Ready,
                 (true, _) | (_, true) => BackendState::Draining,
@@ -482,6 +525,18 @@ impl Planner {
     }
 }
 
+/// What of a network decides about names, beyond its being there.
+fn named_by(network: &Network) -> (&str, [bool; 3], &[Subnet]) {
+    (&network.name, [network.local, network.internal, network.ingress], &network.subnets)
+}
+
+/// Notes a new state where it differs from the old.
+fn note<K: Ord + Clone, V: PartialEq>(out: &mut BTreeMap<K, Option<Arc<V>>>, old: &BTreeMap<K, Arc<V>>, key: &K, new: Option<Arc<V>>) {
+    if old.get(key) != new.as_ref() {
+        out.insert(key.clone(), new);
+    }
+}
+
 fn ingress_ports(ports: &[Port]) -> BTreeMap<PortKey, u16> {
     let ingress = ports.iter().filter(|p| p.publish_mode == PublishMode::Ingress);
     ingress.filter_map(|p| Some(((p.protocol, p.published_port.filter(|n| *n != 0)?), p.target_port))).collect()
@@ -492,7 +547,7 @@ fn host_targets(ports: &[Port]) -> BTreeSet<u16> {
 }
 
 /// Nobody may claim an address that is not the network's own (the lesson of CVE-2020-8554).
-fn owns(network: &Network, address: IpAddr) -> bool {
+pub(crate) fn owns(network: &Network, address: IpAddr) -> bool {
     network.subnets.is_empty() || network.subnets.iter().any(|s| s.subnet.contains(&address))
 }
 

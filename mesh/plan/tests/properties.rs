@@ -79,7 +79,7 @@ prop_compose! {
         for (number, _) in networks.iter().enumerate().filter(|(_, there)| **there) {
             snapshot.insert_network(Network {
                 id: format!("n{number}").into(), name: format!("net{number}"), driver: "overlay".into(), ingress: number == 0, internal: false,
-                attachable: false, mtu: None, labels: Default::default(),
+                attachable: false, local: false, mtu: None, labels: Default::default(),
                 subnets: vec![Subnet { subnet: format!("10.0.{number}.0/24").parse().unwrap(), gateway: None }],
             });
         }
@@ -108,11 +108,11 @@ prop_compose! {
             snapshot.insert_task(Task {
                 id: format!("t{:02}", t.number).into(), service: t.service.map(|n| format!("s{n}").into()), name: format!("task{}", t.number),
                 slot: None, node: Some(format!("node{}", t.node).into()), desired_state: state(t.desired), state: state(t.state),
-                container: None, hostname: None, sandbox: t.sandbox.then(|| format!("box{}", t.number)), healthy: None, ports: None,
+                container: None, hostname: None, sandbox: t.sandbox.then(|| format!("box{}", t.number)), healthy: None, ports: None, dns: None,
                 addresses: t.networks.iter().map(|n| TaskAddress {
                     network: format!("n{n}").into(),
                     // Some lie outside of their network.
-                    address: IpAddr::from([10, if t.host > 57 { 99 } else { 0 }, *n, t.host]), aliases: vec![],
+                    address: IpAddr::from([10, if t.host > 57 { 99 } else { 0 }, *n, t.host]), aliases: vec![], links: Default::default(),
                 }).collect(),
             });
         }

@@ -304,6 +304,7 @@ fn ours(way: Way, directory: &std::path::Path) -> Result<NftPlane> {
         ingress: true,
         internal: false,
         attachable: false,
+        local: false,
         subnets: vec![Subnet { subnet: "10.0.0.0/24".parse()?, gateway: None }],
         mtu: None,
         labels: Default::default(),
@@ -335,7 +336,12 @@ fn ours(way: Way, directory: &std::path::Path) -> Result<NftPlane> {
     snapshot.insert_task(swarmesh_model::Task {
         node: Some("here".into()),
         sandbox: Some("box".to_owned()),
-        addresses: vec![TaskAddress { network: "ingress".into(), address: "10.0.0.3".parse()?, aliases: vec![] }],
+        addresses: vec![TaskAddress {
+            network: "ingress".into(),
+            address: "10.0.0.3".parse()?,
+            aliases: vec![],
+            links: Default::default(),
+        }],
         ..web
     });
     let config = PlaneConfig { netns_dir: directory.to_owned(), node_address: Some("192.0.2.11".parse()?) };

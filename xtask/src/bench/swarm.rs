@@ -41,8 +41,9 @@ pub(crate) fn task(service: u32, number: u32) -> Task {
         hostname: None,
         sandbox: None,
         healthy: None,
-        addresses: vec![TaskAddress { network: "network".into(), address: backend(number), aliases: vec![] }],
+        addresses: vec![TaskAddress { network: "network".into(), address: backend(number), aliases: vec![], links: Default::default() }],
         ports: None,
+        dns: None,
     }
 }
 
@@ -56,6 +57,7 @@ pub(crate) fn snapshot(services: u32, tasks: u32) -> Snapshot {
         ingress: false,
         internal: false,
         attachable: false,
+        local: false,
         subnets: vec![Subnet { subnet: "10.0.0.0/8".parse().unwrap_or_default(), gateway: None }],
         mtu: None,
         labels: Default::default(),
@@ -90,7 +92,12 @@ pub(crate) fn snapshot(services: u32, tasks: u32) -> Snapshot {
         name: "local".to_owned(),
         node: Some("here".into()),
         sandbox: Some("box".to_owned()),
-        addresses: vec![TaskAddress { network: "network".into(), address: IpAddr::from([10, 63, 0, 1]), aliases: vec![] }],
+        addresses: vec![TaskAddress {
+            network: "network".into(),
+            address: IpAddr::from([10, 63, 0, 1]),
+            aliases: vec![],
+            links: Default::default(),
+        }],
         ..task(0, 0)
     };
     snapshot.insert_task(local);

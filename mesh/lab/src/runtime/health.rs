@@ -14,7 +14,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{RuntimeError, error::Doing, netns, process::wait_timeout, program, tools::program_in_path};
+use super::{
+    RuntimeError,
+    error::Doing,
+    process::{self, Place, wait_timeout},
+    program,
+    tools::program_in_path,
+};
 use crate::{
     stack::{HealthTest, Healthcheck},
     swarm::{Observed, TaskSpec},
@@ -54,7 +60,7 @@ impl Drop for HealthCheck {
 pub(crate) fn start(
     spec: &TaskSpec,
     built_in: bool,
-    netns: PathBuf,
+    place: Place,
     report: impl Fn(Observed) + Send + 'static,
 ) -> Result<Option<HealthCheck>, RuntimeError> {
     let Some((check, probe)) = spec.healthcheck.as_ref().and_then(|check| Some((check.clone(), probe(spec, check, built_in)?))) else {
@@ -63,7 +69,8 @@ pub(crate) fn start(
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
     let work = move || {
-        if let Err(error) = netns::enter(&netns) {
+        // As `docker exec` would: with the container's own resolver and hosts.
+        if let Err(error) = process::enter(&place) {
             tracing::warn!("health check: {error}");
             return;
         }

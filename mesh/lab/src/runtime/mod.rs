@@ -1,6 +1,7 @@
 //! The emulator at work: namespaces for machines, a supervisor that runs the swarm, and the commands that talk to it.
 
 pub mod client;
+mod container_files;
 mod control;
 mod error;
 mod health;

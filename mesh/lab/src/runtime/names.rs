@@ -68,6 +68,11 @@ impl LabName {
         self.run_dir().join(node)
     }
 
+    /// The node's own, which its resolver goes by.
+    pub(crate) fn node_resolv_conf(&self, node: &str) -> PathBuf {
+        self.node_dir(node).join("resolv.conf")
+    }
+
     /// Where the node's agent finds sandboxes, as below Docker's `/var/run/docker/netns`.
     pub(crate) fn node_netns_dir(&self, node: &str) -> PathBuf {
         self.node_dir(node).join("netns")

@@ -49,11 +49,15 @@ pub(crate) struct Container {
 pub(crate) fn spawn(place: &Place, command: &mut Command) -> Result<Child, RuntimeError> {
     let program = command.get_program().to_string_lossy().into_owned();
     netns::within(&place.netns, || {
-        if let Some(container) = &place.container {
-            become_container(container)?;
-        }
+        place.container.as_ref().map_or(Ok(()), become_container)?;
         command.spawn().doing(|| format!("starting {program}"))
     })
+}
+
+/// Moves the calling thread there, for good.
+pub(crate) fn enter(place: &Place) -> Result<(), RuntimeError> {
+    netns::enter(&place.netns)?;
+    place.container.as_ref().map_or(Ok(()), become_container)
 }
 
 /// Gives the calling thread, and what it starts, mounts and a host name of their own.

@@ -16,10 +16,12 @@ pub struct Setup {
     pub managers: u8,
     pub clients: u8,
     pub layout: Layout,
-    /// Give the ingress network an IPv6 subnet too.
     /// `None`: the swarm has no ingress network.
     pub ingress: Option<String>,
+    /// Give the ingress network an IPv6 subnet too.
     pub ingress_v6: bool,
+    /// The nodes' name servers.
+    pub dns: Vec<IpAddr>,
     /// Of nodes and sandboxes: distributions differ.
     pub rp_filter: u8,
     /// Absent: the nodes run no agent.
@@ -62,7 +64,7 @@ pub(crate) enum Request {
         node: String,
         availability: Availability,
     },
-    Run(ContainerSpec),
+    Run(Box<ContainerSpec>),
     Agent {
         node: String,
         action: AgentAction,
@@ -133,6 +135,8 @@ pub struct NodeStatus {
     pub agent: Option<AgentState>,
     /// The ingress sandbox's addresses on the ingress network.
     pub ingress: Vec<IpAddr>,
+    /// The node's own, as the machine that the lab runs on has it.
+    pub resolv_conf: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -19,9 +19,10 @@ mod variables;
 use std::cell::RefCell;
 
 pub use error::StackError;
+pub(crate) use scalar::{hostname, resolver_option, search_domain};
 pub(crate) use spec::MOST_REPLICAS;
 pub use spec::{
-    Constraint, ConstraintKey, FailureAction, HealthTest, Healthcheck, Mode, NetworkSpec, NetworkUse, Placement, RestartCondition,
+    Constraint, ConstraintKey, DnsSpec, FailureAction, HealthTest, Healthcheck, Mode, NetworkSpec, NetworkUse, Placement, RestartCondition,
     RestartPolicy, ServiceSpec, UpdateConfig, UpdateOrder,
 };
 

@@ -1,6 +1,8 @@
 //! Values that are written as text but are more than text.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
+
+use super::tree::shown;
 
 /// Go's duration syntax: `1m30s`, `1.5h`, `500ms`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -36,6 +38,34 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     }
     // Rounded, so that 1.1s is not a nanosecond short.
     Ok(Duration::from_nanos((seconds * 1e9).round() as u64))
+}
+
+pub(crate) fn hostname(text: &str) -> Result<String, String> {
+    const LONGEST: usize = 63;
+    // Docker's templates are filled in for each task.
+    let fine = text.contains("{{") || (text.len() <= LONGEST && text.bytes().all(is_of_name));
+    if fine { Ok(text.to_owned()) } else { Err(format!("{:?} is not a hostname; use letters, digits, dots and -", shown(text))) }
+}
+
+/// A name server's address.
+pub(super) fn address(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| format!("{:?} is not the address of a name server", shown(text)))
+}
+
+/// One word of a `search` line. A dot alone means that there is nothing to search.
+pub(crate) fn search_domain(text: &str) -> Result<String, String> {
+    let fine = text.len() <= 253 && text.bytes().all(is_of_name);
+    if fine { Ok(text.to_owned()) } else { Err(format!("{:?} is not a domain; use letters, digits, dots and -", shown(text))) }
+}
+
+/// One word of an `options` line. What resolvers make of it is their affair.
+pub(crate) fn resolver_option(text: &str) -> Result<String, String> {
+    let fine = text.len() <= 253 && text.bytes().all(|b| b.is_ascii_graphic());
+    if fine { Ok(text.to_owned()) } else { Err(format!("{:?} is not an option; write one word, like ndots:2", shown(text))) }
+}
+
+fn is_of_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')
 }
 
 /// Splits a command as a shell would, without expanding anything.

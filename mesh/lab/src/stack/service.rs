@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    HealthTest, Healthcheck, NetworkUse, STACK_LABEL, ServiceSpec, deploy, keys,
+    DnsSpec, HealthTest, Healthcheck, NetworkUse, STACK_LABEL, ServiceSpec, deploy, keys,
     ports::{self, PortAt},
     scalar,
     tree::shown,
@@ -47,7 +47,15 @@ pub(super) fn service<'a>(name: &str, at: Value<'a>, value: &Value<'a>, stack: &
     }
     spec.command = fields.read("command", Vec::new(), Value::words)?;
     spec.entrypoint = fields.optional("entrypoint", Value::words)?;
-    spec.hostname = fields.optional("hostname", hostname)?;
+    spec.hostname = fields.optional("hostname", |v| scalar::hostname(&v.full_text()?).map_err(|m| v.fail(m)))?;
+    spec.dns = DnsSpec {
+        servers: fields.read("dns", Vec::new(), |v| each(v, scalar::address))?,
+        search: fields.read("dns_search", Vec::new(), |v| each(v, scalar::search_domain))?,
+        options: fields.read("dns_opt", Vec::new(), |v| each(v, scalar::resolver_option))?,
+    };
+    if let Some(options) = fields.get("dns_opt") {
+        options.note("docker stack deploy does not take this key; on a swarm, use docker service update --dns-option-add");
+    }
     spec.environment = fields.read("environment", spec.environment, Value::environment)?;
     spec.container_labels = fields.read("labels", spec.container_labels, Value::labels)?;
     spec.healthcheck = fields.optional("healthcheck", healthcheck)?;
@@ -79,12 +87,10 @@ pub(super) fn is_dns_label(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
 }
 
-fn hostname(value: &Value<'_>) -> Read<String> {
-    let name = value.full_text()?;
-    // Docker's templates are filled in for each task.
-    let fine = name.contains("{{")
-        || (name.len() <= LONGEST_NAME && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')));
-    if fine { Ok(name) } else { Err(value.fail(format!("{:?} is not a hostname; use letters, digits, dots and -", shown(&name)))) }
+/// One value, or a list of them.
+fn each<T>(value: &Value<'_>, read: impl Fn(&str) -> Result<T, String>) -> Read<Vec<T>> {
+    let items = if value.is_list() { value.list()? } else { vec![value.clone()] };
+    items.iter().map(|item| read(&item.full_text()?).map_err(|message| item.fail(message))).collect()
 }
 
 fn networks<'a>(value: &Value<'a>) -> Read<Vec<(NetworkUse, Value<'a>)>> {

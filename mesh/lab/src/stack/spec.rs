@@ -1,6 +1,6 @@
 //! What a stack file asks for, once every field has been read and checked.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,7 @@ pub struct ServiceSpec {
     pub entrypoint: Option<Vec<String>>,
     /// Absent: the first twelve characters of the container's id.
     pub hostname: Option<String>,
+    pub dns: DnsSpec,
     pub environment: BTreeMap<String, String>,
     /// In the order of the file. Never the ingress network.
     pub networks: Vec<NetworkUse>,
@@ -51,6 +52,7 @@ impl ServiceSpec {
             command: Vec::new(),
             entrypoint: None,
             hostname: None,
+            dns: DnsSpec::default(),
             environment: BTreeMap::new(),
             networks: Vec::new(),
             ports: Vec::new(),
@@ -66,6 +68,23 @@ impl ServiceSpec {
             restart: RestartPolicy::default(),
             placement: Placement::default(),
         }
+    }
+}
+
+/// How a container is told to resolve names, beyond asking its engine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsSpec {
+    /// The resolver asks these instead of the node's.
+    pub servers: Vec<IpAddr>,
+    pub search: Vec<String>,
+    /// As in a `resolv.conf`: `timeout:1`, `ndots:2`.
+    pub options: Vec<String>,
+}
+
+impl DnsSpec {
+    /// The number in a valid `ndots:N`, the last one if there are several. Docker passes over others.
+    pub(crate) fn ndots(&self) -> Option<u32> {
+        self.options.iter().filter_map(|option| option.strip_prefix("ndots:")?.parse().ok()).next_back()
     }
 }
 

@@ -138,6 +138,7 @@ impl Swarm {
                     network: network.clone(),
                     address,
                     aliases: aliases.to_vec(),
+                    links: std::collections::BTreeMap::new(),
                 })),
                 Err(error) => {
                     addresses.iter().for_each(|a| self.give_back(&a.network, &a.address));

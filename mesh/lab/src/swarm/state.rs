@@ -105,7 +105,7 @@ pub(super) enum Phase {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Owner {
     Service { id: ServiceId, version: u64, place: Place },
-    Container(ContainerSpec),
+    Container(Box<ContainerSpec>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

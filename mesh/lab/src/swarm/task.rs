@@ -8,7 +8,7 @@ use super::{
     node::unknown_node,
     state::{Owner, Place, Restart, Stop, TaskRecord},
 };
-use crate::stack::HealthTest;
+use crate::stack::{DnsSpec, HealthTest};
 
 impl Swarm {
     /// A new task of the service's current version. It is placed later in the same `reconcile`.
@@ -79,7 +79,7 @@ impl Swarm {
         next.ensure_endpoints(&node, &networks.into_iter().collect())?;
         let (order, id) = next.next_id(&spec.name);
         let id = TaskId::from(id);
-        next.insert_task(id.clone(), order, spec.name.clone(), Owner::Container(spec), 0);
+        next.insert_task(id.clone(), order, spec.name.clone(), Owner::Container(Box::new(spec)), 0);
         if let Some(task) = next.tasks.get_mut(&id) {
             task.addresses = addresses;
             task.addressed = true;
@@ -168,6 +168,7 @@ impl Swarm {
             node_hostname: self.nodes.get(&node).map(|n| n.spec.hostname.clone()).unwrap_or_default(),
             node,
             hostname: self.hostname(id, task),
+            dns: self.dns(task).cloned().unwrap_or_default(),
             container: task.container.clone(),
             sandbox: task.sandbox.clone(),
             image: String::new(),
@@ -227,8 +228,18 @@ impl Swarm {
     }
 
     pub(super) fn hostname(&self, id: &TaskId, task: &TaskRecord) -> String {
-        let given = self.task_spec_of(task).and_then(|spec| spec.hostname.as_ref());
+        let given = match &task.owner {
+            Owner::Container(spec) => spec.hostname.as_ref(),
+            Owner::Service { .. } => self.task_spec_of(task).and_then(|spec| spec.hostname.as_ref()),
+        };
         given.map_or_else(|| task.container.chars().take(12).collect(), |hostname| self.fill_in(hostname, id, task))
+    }
+
+    pub(super) fn dns<'a>(&'a self, task: &'a TaskRecord) -> Option<&'a DnsSpec> {
+        match &task.owner {
+            Owner::Container(spec) => Some(&spec.dns),
+            Owner::Service { .. } => self.task_spec_of(task).map(|spec| &spec.dns),
+        }
     }
 
     /// Docker's templates in hostnames and environments, those that need no more than the task's own place.

@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 use swarmesh_model::{NetworkId, NodeId, Port, Role, ServiceId, TaskId};
 
-use crate::stack::Healthcheck;
+use crate::stack::{DnsSpec, Healthcheck};
 
 /// How a swarm starts out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,6 +173,7 @@ pub struct TaskSpec {
     pub node: NodeId,
     pub node_hostname: String,
     pub hostname: String,
+    pub dns: DnsSpec,
     /// 64 hex digits.
     pub container: String,
     /// 12 hex digits: the name of its network namespace.
@@ -231,6 +232,9 @@ pub struct ContainerSpec {
     pub networks: Vec<String>,
     /// Its names besides its own, in each of the networks.
     pub aliases: Vec<String>,
+    /// Absent: the first twelve characters of the container's id.
+    pub hostname: Option<String>,
+    pub dns: DnsSpec,
     pub image: String,
     pub command: Vec<String>,
     pub environment: BTreeMap<String, String>,

@@ -1,14 +1,14 @@
 //! What can be seen of the swarm.
 
 use serde::{Deserialize, Serialize};
-use swarmesh_model::{Network, Node, NodeId, NodeState, Problem, Service, ServiceNetwork, Snapshot, Task, TaskId, TaskState};
+use swarmesh_model::{ContainerDns, Network, Node, NodeId, NodeState, Problem, Service, ServiceNetwork, Snapshot, Task, TaskId, TaskState};
 
 use super::{
     InterfaceAddress, NodeEndpoint, NodeSpec, Swarm, UpdateState,
     state::{NetworkRecord, NodeRecord, ServiceRecord, TaskRecord},
     task::slot,
 };
-use crate::stack::{Mode, ServiceSpec};
+use crate::stack::{DnsSpec, Mode, ServiceSpec};
 
 /// One line of `docker service ls`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,7 @@ impl Swarm {
                 ingress: record.ingress,
                 internal: record.asked.internal,
                 attachable: record.asked.attachable,
+                local: false,
                 subnets: record.subnets(),
                 mtu: Some(record.mtu()),
                 labels: record.asked.labels.clone(),
@@ -86,6 +87,8 @@ impl Swarm {
                 .and_then(|id| self.services.get(id))
                 .filter(|service| service.ports != record.ports)
                 .map(|_| record.ports.clone()),
+            // The nodes share one snapshot, so that it says what each of them knows of its own containers.
+            dns: record.started.then(|| self.dns(record).map(container_dns).unwrap_or_default()),
         }
     }
 
@@ -176,6 +179,10 @@ impl Swarm {
         problems.sort();
         problems
     }
+}
+
+fn container_dns(spec: &DnsSpec) -> ContainerDns {
+    ContainerDns { servers: spec.servers.clone(), ndots: spec.ndots().is_some(), disabled: false }
 }
 
 fn interface(network: &NetworkRecord, address: &std::net::IpAddr) -> Option<InterfaceAddress> {

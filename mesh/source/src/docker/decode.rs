@@ -163,6 +163,7 @@ impl FromDocker for Network {
             ingress: wire.ingress,
             internal: wire.internal,
             attachable: wire.attachable,
+            local: false,
             subnets,
             mtu,
             labels: labels(wire.labels),
@@ -300,7 +301,12 @@ impl FromDocker for Task {
             for text in attachment.addresses.iter().filter(|a| !a.is_empty()) {
                 let address = notes.address("NetworksAttachments.Addresses", text)?;
                 notes.need("NetworksAttachments.Network.ID", &attachment.network.id)?;
-                addresses.push(TaskAddress { network: attachment.network.id.as_str().into(), address, aliases: Vec::new() });
+                addresses.push(TaskAddress {
+                    network: attachment.network.id.as_str().into(),
+                    address,
+                    aliases: Vec::new(),
+                    links: Default::default(),
+                });
             }
         }
         let container = some(wire.status.container_status.container_id);
@@ -323,6 +329,7 @@ impl FromDocker for Task {
             healthy: None,
             addresses,
             ports: None,
+            dns: None,
         })
     }
 }

@@ -14,8 +14,8 @@ use super::{
     view::View,
 };
 
-// The engine lists its own bridge, host and none as well; only the swarm's networks are of interest.
-const NETWORKS: &str = "/networks?filters=%7B%22scope%22%3A%5B%22swarm%22%5D%7D";
+// The swarm's networks and this node's own, in one list.
+const NETWORKS: &str = "/networks?filters=%7B%22scope%22%3A%5B%22swarm%22%2C%22local%22%5D%7D";
 const SERVICES: &str = "/services";
 const TASKS: &str = "/tasks";
 const NODES: &str = "/nodes";
@@ -114,7 +114,8 @@ impl Watch {
             body = self.client.get(NETWORKS).await?;
             self.client.get(NODES).await?;
         }
-        view.networks.take(NETWORKS, body)
+        let local = view.local_networks.take(NETWORKS, body.clone())?;
+        Ok(view.networks.take(NETWORKS, body)? || local)
     }
 
     fn look_at(&mut self, ids: BTreeSet<String>) {

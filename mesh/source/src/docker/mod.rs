@@ -7,6 +7,8 @@ mod http;
 mod kind;
 mod list;
 mod listed;
+mod local;
+mod name_resolution;
 mod session;
 mod view;
 mod wire;
@@ -17,6 +19,8 @@ mod decode_tests;
 mod fake_engine;
 #[cfg(test)]
 mod fixtures;
+#[cfg(test)]
+mod local_tests;
 #[cfg(test)]
 mod session_tests;
 #[cfg(test)]

@@ -171,6 +171,26 @@ async fn a_container_event_asks_for_that_container() {
 }
 
 #[tokio::test]
+async fn local_networks_follow_the_events() {
+    let mut lab = Lab::connected().await;
+    let of_this_node = |l: &Lab| l.snapshot.as_ref().unwrap().networks.values().filter(|n| n.local).count();
+    let shop = r#"{"Name":"shop","Id":"shop1","Scope":"local","Driver":"bridge","IPAM":{"Config":[{"Subnet":"172.20.0.0/16"}]}}"#;
+    lab.engine.json("/networks", list(&[INGRESS, BACK, shop]));
+    lab.engine.event(
+        r#"{"Type":"network","Action":"create","Actor":{"ID":"shop1","Attributes":{"name":"shop","type":"bridge"}},"scope":"local"}"#,
+    );
+    lab.quiet(Duration::from_millis(100)).await;
+    let plain = PLAIN.replace("lsg0dz53sfaryo8bjey7nif94", "shop1").replace(r#""IPAddress":"10.0.1.15""#, r#""IPAddress":"172.20.0.2""#);
+    lab.engine.json("/containers/b2df664c/json", &plain);
+    lab.engine.event(r#"{"Type":"network","Action":"connect","Actor":{"ID":"shop1","Attributes":{"container":"b2df664c"}}}"#);
+    lab.until(|l| of_this_node(l) == 1 && l.snapshot.as_ref().unwrap().tasks.values().any(|t| t.name == "plain")).await;
+    lab.engine.json("/containers/b2df664c/json", plain.replace(r#""NetworkID":"shop1""#, r#""NetworkID":"0f0f""#));
+    lab.engine.event(r#"{"Type":"network","Action":"disconnect","Actor":{"ID":"shop1","Attributes":{"container":"b2df664c"}}}"#);
+    lab.until(|l| of_this_node(l) == 0 && l.snapshot.as_ref().unwrap().tasks.len() == 1).await;
+    assert_eq!(lab.engine.times_asked("/networks"), 2, "one list brings both kinds");
+}
+
+#[tokio::test]
 async fn a_slow_container_holds_up_nobody_and_a_failing_one_is_asked_for_again() {
     let mut lab = Lab::connected().await;
     lab.engine.answer("/containers/b2df664c/json", Answer::Stall);

@@ -11,14 +11,16 @@ use std::{
 
 use hyper::body::Bytes;
 use swarmesh_model::{
-    Network, NetworkId, Node, NodeId, Problem, PublishMode, Service, ServiceId, ServiceNetwork, Snapshot, Task, TaskAddress, TaskState,
+    ContainerDns, Network, NetworkId, Node, NodeId, Problem, PublishMode, Service, ServiceId, ServiceNetwork, Snapshot, Task, TaskAddress,
+    TaskState,
 };
 
 use super::{
     http::ApiError,
     kind::Kind,
     listed::{ListedService, ListedTask},
-    wire,
+    local::{self, LocalNetwork},
+    name_resolution, wire,
 };
 
 const TASK_LABEL: &str = "com.docker.swarm.task.id";
@@ -26,6 +28,8 @@ const TASK_LABEL: &str = "com.docker.swarm.task.id";
 #[derive(Debug, Default)]
 pub(super) struct View {
     pub(super) networks: Kind<Network>,
+    /// Those of this node alone.
+    pub(super) local_networks: Kind<LocalNetwork>,
     pub(super) tasks: Kind<ListedTask>,
     pub(super) nodes: Kind<Node>,
     services: Kind<ListedService>,
@@ -47,6 +51,7 @@ struct Local {
     running: bool,
     healthy: Option<bool>,
     addresses: Vec<TaskAddress>,
+    dns: ContainerDns,
 }
 
 impl View {
@@ -78,9 +83,9 @@ impl View {
         for value in list.unwrap_or_default() {
             // One that is not understood is no reason to overlook the others.
             let Ok(line) = serde_json::from_value::<wire::ContainerLine>(value) else { continue };
-            let in_swarm =
-                || line.network_settings.networks.values().flatten().any(|e| self.networks.objects().contains_key(&e.network_id));
-            if !line.id.is_empty() && (line.labels.contains_key(TASK_LABEL) || in_swarm()) {
+            let known = |id: &str| self.networks.objects().contains_key(id) || self.local_networks.objects().contains_key(id);
+            let on_network = || line.network_settings.networks.values().flatten().any(|e| known(&e.network_id));
+            if !line.id.is_empty() && (line.labels.contains_key(TASK_LABEL) || on_network()) {
                 listed.insert(line.id);
             }
         }
@@ -120,7 +125,8 @@ impl View {
     }
 
     pub(super) fn problems(&self) -> Vec<Problem> {
-        [self.networks.problems(), self.services.problems(), self.tasks.problems(), self.nodes.problems()].concat()
+        [self.networks.problems(), self.local_networks.problems(), self.services.problems(), self.tasks.problems(), self.nodes.problems()]
+            .concat()
     }
 
     /// The snapshot of what is known, with references to listed objects only.
@@ -138,6 +144,9 @@ impl View {
         for service in services.into_iter().chain(leaving) {
             snapshot.services.insert(service.id.clone(), service);
         }
+        // After the services, which cannot join or name one of these.
+        let joined = self.containers.values().filter(|l| l.running).flat_map(|l| &l.addresses).map(|a| a.network.as_str()).collect();
+        local::add(&mut snapshot, self.local_networks.objects().values(), &joined);
         self.add_tasks(&mut snapshot);
         snapshot
     }
@@ -189,6 +198,8 @@ impl View {
                 if let Some(hostname) = &local.hostname {
                     task.hostname = Some(hostname.clone());
                 }
+                task.dns = Some(local.dns.clone());
+                local.complete(&mut task, snapshot);
             }
             snapshot.insert_task(task);
         }
@@ -212,6 +223,7 @@ impl View {
                 healthy: local.healthy,
                 addresses,
                 ports: None,
+                dns: Some(local.dns.clone()),
             });
         }
     }
@@ -238,17 +250,25 @@ fn connected(service: &Arc<Service>, snapshot: &Snapshot, names: &HashMap<&str, 
 
 impl Local {
     fn from_wire(container: wire::Container) -> Self {
+        let dns = name_resolution::container_dns(&container);
         let name = container.name.trim_start_matches('/').to_owned();
         let short: String = container.id.chars().take(12).collect();
         let mut addresses = Vec::new();
         for endpoint in container.network_settings.networks.into_values().flatten() {
             // The container's name and short id follow from itself, whether the engine lists them or not (it does so differently by version).
             let known = |alias: &String| *alias != name && *alias != short && !alias.is_empty();
-            let aliases: BTreeSet<String> = endpoint.aliases.into_iter().chain(endpoint.dns_names).filter(known).collect();
+            let mut aliases: Vec<String> = Vec::new();
+            for alias in endpoint.aliases.into_iter().chain(endpoint.dns_names).filter(known) {
+                // In Docker's order: the given ones, then the host name.
+                if !aliases.contains(&alias) {
+                    aliases.push(alias);
+                }
+            }
+            let links = name_resolution::links(&endpoint.links);
             for text in [endpoint.ip_address, endpoint.global_ipv6_address] {
                 if let Ok(address) = text.parse::<IpAddr>() {
-                    let aliases = aliases.iter().cloned().collect();
-                    addresses.push(TaskAddress { network: endpoint.network_id.as_str().into(), address, aliases });
+                    let (aliases, links) = (aliases.clone(), links.clone());
+                    addresses.push(TaskAddress { network: endpoint.network_id.as_str().into(), address, aliases, links });
                 }
             }
         }
@@ -265,11 +285,27 @@ impl Local {
                 _ => None,
             },
             addresses,
+            dns,
         };
         if !local.running {
             local.stop();
         }
         local
+    }
+
+    /// Adds what the swarm does not know of its own task: names that the container alone has, and the networks of this node
+    /// that it was connected to beside the swarm's.
+    fn complete(&self, task: &mut Task, snapshot: &Snapshot) {
+        for own in self.addresses.iter().filter(|_| self.running) {
+            match task.addresses.iter_mut().find(|a| a.network == own.network && a.address == own.address) {
+                Some(known) => {
+                    known.aliases.clone_from(&own.aliases);
+                    known.links.clone_from(&own.links);
+                }
+                None if snapshot.networks.get(&own.network).is_some_and(|n| n.local) => task.addresses.push(own.clone()),
+                None => {}
+            }
+        }
     }
 
     fn stop(&mut self) {

@@ -121,10 +121,13 @@ wire! {
     struct Container {
         "Id" id: String,
         "Name" name: String,
+        "ResolvConfPath" resolv_conf_path: String,
         "State" state: ContainerState,
+        "HostConfig" host_config: HostConfig,
         "Config" config: ContainerConfig,
         "NetworkSettings" network_settings: NetworkSettings,
     }
+    struct HostConfig { "Dns" dns: Vec<String>, "DnsOptions" dns_options: Vec<String> }
     struct ContainerState { "Running" running: bool, "Health" health: Health }
     struct Health { "Status" status: String }
     struct ContainerConfig { "Hostname" hostname: String, "Labels" labels: BTreeMap<String, Option<String>> }
@@ -136,6 +139,7 @@ wire! {
         "NetworkID" network_id: String,
         "IPAddress" ip_address: String,
         "GlobalIPv6Address" global_ipv6_address: String,
+        "Links" links: Vec<String>,
         "Aliases" aliases: Vec<String>,
         "DNSNames" dns_names: Vec<String>,
     }

@@ -1,13 +1,13 @@
 //! `lab exec`: a command in the namespace of a node, client or task.
 
-use std::{path::PathBuf, process::Command};
+use std::process::Command;
 
 use super::{last_status, target};
 use crate::runtime::{
-    LabName, RuntimeError,
+    LabName, RuntimeError, container_files,
     error::Doing,
     names::netns_path,
-    process::{self, Container, Place},
+    process::{self, Place},
 };
 
 /// Runs the command with this process's terminal, and returns its exit code (128 + n for signal n).
@@ -26,13 +26,8 @@ pub fn exec(lab: &LabName, name: &str, command: &[String]) -> Result<i32, Runtim
             };
             // As in a container: the host's environment stays outside, but for the terminal's kind.
             command.env_clear().envs(std::env::var_os("TERM").map(|term| ("TERM", term))).envs(&process.environment);
-            let files = lab.file("files");
             let sandbox = process.netns.rsplit('-').next().unwrap_or_default();
-            let files = vec![
-                (files.join("resolv.conf"), PathBuf::from("/etc/resolv.conf")),
-                (files.join(format!("{sandbox}.hosts")), PathBuf::from("/etc/hosts")),
-            ];
-            let container = Container { hostname: process.hostname.chars().take(64).collect(), files };
+            let container = container_files::container(lab, sandbox, &process.hostname);
             Place { netns: netns_path(&process.netns), container: Some(container) }
         }
     };

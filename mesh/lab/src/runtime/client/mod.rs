@@ -102,7 +102,7 @@ pub fn set_availability(lab: &LabName, node: String, availability: swarmesh_mode
 }
 
 pub fn run_container(lab: &LabName, spec: ContainerSpec) -> Result<Outcome, RuntimeError> {
-    ask(lab, &Request::Run(spec))
+    ask(lab, &Request::Run(Box::new(spec)))
 }
 
 pub fn agent(lab: &LabName, node: String, action: AgentAction) -> Result<Outcome, RuntimeError> {

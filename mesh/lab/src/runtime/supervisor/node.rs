@@ -79,6 +79,10 @@ impl Supervisor {
         let ingress = self.ingress_of(index);
         let node = &mut self.nodes[index];
         node.layout.power_on(ingress.as_ref().map(|(endpoint, overlay)| (endpoint, overlay)))?;
+        // Without a name server, unless one was asked for: nothing is to leave the lab by itself.
+        let resolv_conf = self.lab.node_resolv_conf(node.layout.hostname());
+        let text: String = self.setup.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
+        fs::write(&resolv_conf, text).doing(|| format!("writing {}", resolv_conf.display()))?;
         node.powered = true;
         Ok(())
     }
@@ -137,6 +141,8 @@ impl Supervisor {
             .arg(self.lab.node_netns_dir(&node))
             .arg("--state-dir")
             .arg(state)
+            .arg("--resolv-conf")
+            .arg(self.lab.node_resolv_conf(&node))
             .args(["--plane", &setup.plane])
             .args(&setup.args);
         let place = Place { netns: netns_path(&self.nodes[index].layout.netns()), container: None };

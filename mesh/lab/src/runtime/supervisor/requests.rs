@@ -22,8 +22,6 @@ use crate::{
     swarm::{Changes, IngressSpec, NodeSpec, Swarm, SwarmConfig},
 };
 
-/// What a container's resolver is told.
-const RESOLV_CONF: &str = "nameserver 127.0.0.11\noptions ndots:0\n";
 /// The ingress network's, where it has one.
 const INGRESS_V6: &str = "fd00:5741:1::/64";
 
@@ -108,8 +106,6 @@ impl Supervisor {
             let dir = self.lab.file(dir);
             fs::create_dir_all(&dir).doing(|| format!("making {}", dir.display()))?;
         }
-        let file = self.lab.file("files").join("resolv.conf");
-        fs::write(&file, RESOLV_CONF).doing(|| format!("writing {}", file.display()))?;
         layout::create_lan(&self.lab, self.setup.clients)?;
         progress(format!("LAN 192.0.2.0/24 with {} clients", self.setup.clients));
         for index in 0..self.nodes.len() {
@@ -177,7 +173,7 @@ impl Supervisor {
             }
             Request::Run(spec) => {
                 let name = spec.name.clone();
-                self.swarm.run_container(spec)?;
+                self.swarm.run_container(*spec)?;
                 done(name)
             }
             Request::Agent { node, action } => self.agent_action(&node, action).map(Reply::Done),

@@ -29,6 +29,7 @@ impl Supervisor {
                 availability: known.availability,
                 agent: self.setup.agents.is_some().then(|| node.agent_state()),
                 ingress: on_ingress.map(|a| a.address).collect(),
+                resolv_conf: self.lab.node_resolv_conf(&known.hostname),
             })
         });
         let clients = (1..=self.setup.clients).map(|number| {

@@ -1,6 +1,6 @@
 //! Tasks: from the swarm's decision to a process, and back.
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
 use swarmesh_model::TaskId;
@@ -8,26 +8,17 @@ use swarmesh_model::TaskId;
 use super::{Event, Supervisor, node::NodeRun};
 use crate::{
     runtime::{
-        RuntimeError,
-        error::Doing,
+        RuntimeError, container_files,
         health::{self, HealthCheck},
         names::LabName,
         netns,
-        process::{self, Container, Place, Running},
+        process::{self, Place, Running},
         program::{self, Program},
         sandbox::Sandbox,
     },
     swarm::{Observed, TaskSpec},
 };
 
-/// Begins a container's hosts file.
-const HOSTS: &str = "127.0.0.1\tlocalhost
-::1\tlocalhost ip6-localhost ip6-loopback
-fe00::0\tip6-localnet
-ff00::0\tip6-mcastprefix
-ff02::1\tip6-allnodes
-ff02::2\tip6-allrouters
-";
 /// What Docker reports for a container that could not be started.
 const CANNOT_START: i32 = 127;
 
@@ -100,13 +91,13 @@ impl Supervisor {
         let program = program::choose(spec, &self.own_program());
         let mut command = process::detached(&program.path, &task_log(&self.lab, &spec.name))?;
         command.args(&program.args).env_clear().envs(program::environment(spec));
-        let place = Place { netns: sandbox.path(), container: Some(container(&self.lab, spec)?) };
+        let place = Place { netns: sandbox.path(), container: Some(container_files::write(&self.lab, spec)?) };
         let child = process::spawn(&place, &mut command)?;
         let (ended, id) = (self.events.clone(), spec.id.clone());
         let process = Running::watch(child, move || drop(ended.send(Event::TaskEnded(id))))?;
         tracing::info!(task = spec.name, pid = process.pid(), program = %program.path.display(), "started");
         let (seen, id) = (self.events.clone(), spec.id.clone());
-        let health = health::start(spec, program.built_in, sandbox.path(), move |what| drop(seen.send(Event::Health(id.clone(), what))))?;
+        let health = health::start(spec, program.built_in, place, move |what| drop(seen.send(Event::Health(id.clone(), what))))?;
         if health.is_none() {
             self.swarm.observe(&spec.id, Observed::Running);
         }
@@ -197,23 +188,4 @@ fn on_each_node<W: Send, R: Send>(nodes: &mut [NodeRun], work: Vec<Vec<W>>, each
 
 pub(crate) fn task_log(lab: &LabName, task: &str) -> PathBuf {
     lab.file("logs").join(format!("{task}.log"))
-}
-
-/// A task's host name, hosts file and resolver.
-fn container(lab: &LabName, spec: &TaskSpec) -> Result<Container, RuntimeError> {
-    let hostname: String = spec.hostname.chars().take(64).collect();
-    let dir = lab.file("files");
-    let hosts = hosts_file(lab, &spec.sandbox);
-    let mut text = HOSTS.to_owned();
-    for address in spec.networks.iter().filter(|n| !n.ingress).flat_map(|n| &n.addresses) {
-        text.push_str(&format!("{}\t{hostname}\n", address.address));
-    }
-    fs::write(&hosts, text).doing(|| format!("writing {}", hosts.display()))?;
-    let files = vec![(dir.join("resolv.conf"), PathBuf::from("/etc/resolv.conf")), (hosts, PathBuf::from("/etc/hosts"))];
-    Ok(Container { hostname, files })
-}
-
-/// Named after the sandbox.
-fn hosts_file(lab: &LabName, sandbox: &str) -> PathBuf {
-    lab.file("files").join(format!("{sandbox}.hosts"))
 }

@@ -4,7 +4,7 @@ use swarmesh_model::TaskState;
 
 use super::{Lab, SECOND, spec};
 use crate::{
-    stack::{HealthTest, Healthcheck, RestartCondition, RestartPolicy, ServiceSpec},
+    stack::{DnsSpec, HealthTest, Healthcheck, RestartCondition, RestartPolicy, ServiceSpec},
     swarm::{Action, ContainerSpec, Observed, SwarmError},
 };
 
@@ -183,6 +183,8 @@ fn plain_containers_join_attachable_networks() {
         node: "n2".to_owned(),
         networks: vec![network.to_owned()],
         aliases: vec!["tools".to_owned()],
+        hostname: Some("bench-{{.Node.Hostname}}".to_owned()),
+        dns: DnsSpec { servers: vec!["192.0.2.53".parse().unwrap()], ..DnsSpec::default() },
         image: "whoami".to_owned(),
         command: vec!["serve".to_owned()],
         environment: BTreeMap::new(),
@@ -192,6 +194,11 @@ fn plain_containers_join_attachable_networks() {
     let task = lab.swarm.snapshot().tasks[&id].clone();
     assert!(task.service.is_none() && task.slot.is_none() && task.is_usable() && task.addresses[0].aliases == ["tools"]);
     let spec = lab.swarm.task_spec(&id).unwrap();
+    assert_eq!((spec.hostname.as_str(), task.hostname.as_deref()), ("bench-n2", Some("bench-n2")));
+    assert_eq!(
+        (&spec.dns.servers, task.dns.as_ref().map(|dns| dns.servers.clone())),
+        (&vec!["192.0.2.53".parse().unwrap()], Some(spec.dns.servers.clone()))
+    );
     assert_eq!((spec.name.as_str(), spec.node_hostname.as_str(), spec.networks[0].name.as_str()), ("debug", "n2", "net"));
     assert!(matches!(lab.swarm.run_container(container("debug", "net")), Err(SwarmError::Exists { .. })));
     assert!(matches!(lab.swarm.run_container(container("other", "ingress")), Err(SwarmError::Invalid { .. })));
