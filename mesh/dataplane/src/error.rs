@@ -29,6 +29,10 @@ pub enum PlaneError {
     SubnetTooWide { subnet: IpNet },
     #[error("the interface {name:?} has a name that nft or iptables would misread; rename it to letters, digits, '-', '_' and '.'")]
     OddInterface { name: String },
+    #[error("another agent answers names here; it has to end first")]
+    ResolverTaken,
+    #[error("this kernel has no tables that end with their owner; Linux 5.12 or newer has. Docker's own resolver goes on to answer")]
+    NoOwnedTables,
     #[error("waits for the ingress sandbox")]
     WaitsForIngress,
 }

@@ -118,7 +118,8 @@ impl KernelError {
     }
 
     /// Sorts the error of a system call on a file.
-    pub(crate) fn from_io(action: impl Into<String>, source: io::Error) -> Self {
+    /// The error for a failed call of the standard library.
+    pub fn from_io(action: impl Into<String>, source: io::Error) -> Self {
         let action = action.into();
         match source.kind() {
             io::ErrorKind::PermissionDenied => Self::NotPermitted { action },

@@ -1,6 +1,10 @@
 //! The real kernel.
 
-use std::{net::IpAddr, path::Path};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    path::Path,
+};
 
 use crate::{
     ConntrackSocket, DOCKER_USER, DefaultRoute, Element, Family, FlowFilter, Interface, Iptables, Kernel, KernelError, Namespace, Netns,
@@ -51,6 +55,10 @@ impl LinuxNamespace {
         Self { ns, nft: None, route: None, conntrack: None }
     }
 
+    fn socket<S>(&self, action: &str, open: impl FnOnce() -> io::Result<S>) -> Result<S, KernelError> {
+        self.ns.enter(open)?.map_err(|error| KernelError::from_io(action, error))
+    }
+
     fn nft(&mut self) -> Result<&mut NftSocket, KernelError> {
         opened(&mut self.nft, || NftSocket::open(&self.ns))
     }
@@ -90,6 +98,22 @@ impl Namespace for LinuxNamespace {
 
     fn port_id(&mut self) -> Result<u32, KernelError> {
         Ok(self.nft()?.port_id())
+    }
+
+    fn bind_udp(&mut self, address: SocketAddr) -> Result<UdpSocket, KernelError> {
+        self.socket(&format!("bind UDP {address}"), || {
+            let socket = UdpSocket::bind(address)?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        })
+    }
+
+    fn listen_tcp(&mut self, address: SocketAddr) -> Result<TcpListener, KernelError> {
+        self.socket(&format!("listen on TCP {address}"), || {
+            let socket = TcpListener::bind(address)?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        })
     }
 
     fn flush_flows(&mut self, filter: &FlowFilter) -> Result<(), KernelError> {

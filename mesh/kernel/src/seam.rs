@@ -1,6 +1,9 @@
 //! What the data plane may ask of the kernel, and nothing else.
 
-use std::{net::IpAddr, path::Path};
+use std::{
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    path::Path,
+};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -67,6 +70,12 @@ pub trait Namespace: Send {
 
     /// Netlink port id that this handle's commits carry in [`NftEvent`](crate::NftEvent)s.
     fn port_id(&mut self) -> Result<u32, KernelError>;
+
+    /// Opens a datagram socket on `address`, non-blocking. It belongs to the namespace, whoever uses it from wherever.
+    fn bind_udp(&mut self, address: SocketAddr) -> Result<UdpSocket, KernelError>;
+
+    /// Listens on `address`, non-blocking.
+    fn listen_tcp(&mut self, address: SocketAddr) -> Result<TcpListener, KernelError>;
 
     /// Forgets tracked connections. A filter that names nothing is refused.
     fn flush_flows(&mut self, filter: &FlowFilter) -> Result<(), KernelError>;

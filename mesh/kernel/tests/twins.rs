@@ -386,3 +386,51 @@ fn chains_and_rules_agree() {
 fn scripts_agree() {
     compare(scripts());
 }
+
+/// An owned table ends with its handle, and nobody else may touch it.
+#[test]
+fn owned_tables_agree() {
+    const OWNED: &str = "owned";
+    let make = [
+        NftOp::AddOwnedTable { family: Family::Ip, table: OWNED },
+        NftOp::AddOutputChain { family: Family::Ip, table: OWNED, chain: "out".to_owned(), priority: -310 },
+        NftOp::AddRule {
+            family: Family::Ip,
+            table: OWNED,
+            chain: "out".to_owned(),
+            comment: String::new(),
+            expressions: vec![Expr::Notrack],
+        },
+    ];
+    let behave = |kernel: &dyn Kernel, path: &Path| {
+        let mut owner = kernel.open(path).unwrap();
+        let mut other = kernel.open(path).unwrap();
+        owner.commit(&make).unwrap();
+        owner.commit(&make[..1]).unwrap();
+        for op in [
+            make[0].clone(),
+            NftOp::AddChain { family: Family::Ip, table: OWNED, chain: "more".to_owned() },
+            NftOp::DeleteTable { family: Family::Ip, table: OWNED },
+        ] {
+            let refused = other.commit(std::slice::from_ref(&op));
+            assert!(matches!(refused, Err(KernelError::NotPermitted { .. })), "{op}: {refused:?}");
+        }
+        assert_eq!(other.chains(Family::Ip, OWNED).unwrap(), Some(vec!["out".to_owned()]));
+        assert!(other.has_rules(Family::Ip, OWNED, "out").unwrap());
+        owner.commit(&[NftOp::DeleteChain { family: Family::Ip, table: OWNED, chain: "out".to_owned() }]).unwrap();
+        assert_eq!(other.chains(Family::Ip, OWNED).unwrap(), Some(vec![]));
+        drop(owner);
+        assert_eq!(other.chains(Family::Ip, OWNED).unwrap(), None);
+        other.commit(&make).unwrap();
+    };
+    let fake = FakeKernel::new();
+    fake.add_namespace("/scratch");
+    behave(&fake, Path::new("/scratch"));
+    let Some(scratch) = Scratch::new() else { return };
+    behave(&LinuxKernel, &scratch.path());
+    // Not even a flush of everything takes it.
+    let mut owner = scratch.namespace();
+    owner.commit(&make).unwrap();
+    scratch.run("nft flush ruleset");
+    assert!(owner.has_rules(Family::Ip, OWNED, "out").unwrap());
+}

@@ -53,7 +53,9 @@ impl Kernel {
                     assert!(self.chains.remove(&chain).is_some(), "{chain}");
                 }
                 NftOp::AddRule { chain, .. } => *self.chains.get_mut(&chain).unwrap() += 1,
-                NftOp::FlushSet { .. } | NftOp::DeleteTable { .. } => panic!("not a balancer's"),
+                NftOp::FlushSet { .. } | NftOp::DeleteTable { .. } | NftOp::AddOwnedTable { .. } | NftOp::AddOutputChain { .. } => {
+                    panic!("not a balancer's")
+                }
             }
         }
     }

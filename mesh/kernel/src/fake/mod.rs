@@ -44,6 +44,7 @@ pub enum Call {
     Interfaces,
     Route,
     ForwardRule,
+    Socket,
 }
 
 /// A policy rule: IPv6, mark, mask, table, priority.

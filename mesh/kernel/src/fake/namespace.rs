@@ -1,6 +1,9 @@
 //! A handle to a namespace of the fake kernel.
 
-use std::{collections::btree_map::Entry, net::IpAddr};
+use std::{
+    collections::btree_map::Entry,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+};
 
 use nix::libc;
 
@@ -37,6 +40,25 @@ impl FakeNamespace {
 
 fn not_found(action: String) -> KernelError {
     KernelError::NotFound { action }
+}
+
+impl Drop for FakeNamespace {
+    /// What belongs to a socket goes with it.
+    fn drop(&mut self) {
+        let mut state = locked(&self.state);
+        let port = self.port;
+        let mut events = Vec::new();
+        state.tables.0.retain(|(family, name), table| {
+            let goes = table.owner == Some(port);
+            if goes {
+                table.deleted(*family, name, port, &mut events);
+            }
+            !goes
+        });
+        if !events.is_empty() {
+            state.committed(port, events);
+        }
+    }
 }
 
 impl Namespace for FakeNamespace {
@@ -83,6 +105,21 @@ impl Namespace for FakeNamespace {
 
     fn port_id(&mut self) -> Result<u32, KernelError> {
         Ok(self.port)
+    }
+
+    /// A real socket, though of the test's own namespace: on loopback, and on a port of its own.
+    fn bind_udp(&mut self, address: SocketAddr) -> Result<UdpSocket, KernelError> {
+        let action = format!("bind UDP {address}");
+        self.read(Call::Socket, &action, |_| ())?;
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|s| s.set_nonblocking(true).map(|()| s));
+        socket.map_err(|error| KernelError::from_io(action, error))
+    }
+
+    fn listen_tcp(&mut self, address: SocketAddr) -> Result<TcpListener, KernelError> {
+        let action = format!("listen on TCP {address}");
+        self.read(Call::Socket, &action, |_| ())?;
+        let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|s| s.set_nonblocking(true).map(|()| s));
+        socket.map_err(|error| KernelError::from_io(action, error))
     }
 
     fn flush_flows(&mut self, filter: &FlowFilter) -> Result<(), KernelError> {

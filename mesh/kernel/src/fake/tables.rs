@@ -43,6 +43,8 @@ pub(super) struct Chain {
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Table {
+    /// Port of the handle that the table belongs to.
+    pub(super) owner: Option<u32>,
     pub(super) chains: BTreeMap<String, Chain>,
     pub(super) sets: BTreeMap<String, Set>,
 }
@@ -57,7 +59,26 @@ fn refused<T>(op: &NftOp, errno: i32) -> Result<T, KernelError> {
 impl Tables {
     /// Applies one operation, and appends what monitors are told about it.
     pub(super) fn apply(&mut self, op: &NftOp, port: u32, events: &mut Vec<NftEvent>) -> Result<(), KernelError> {
+        let (family, name) = op.table();
+        let owner = self.table(family, name).map(|t| t.owner);
+        if owner.flatten().is_some_and(|owner| owner != port) {
+            return refused(op, libc::EPERM);
+        }
         match op {
+            NftOp::AddOwnedTable { family, table } => match owner {
+                // The kernel lets nobody change whose a table is.
+                Some(None) => refused(op, libc::EOPNOTSUPP),
+                Some(Some(_)) => Ok(()),
+                None => {
+                    self.0.insert((*family, (*table).to_owned()), Table { owner: Some(port), ..Table::default() });
+                    Ok(())
+                }
+            },
+            NftOp::AddOutputChain { family, table, chain, .. } => {
+                let Some(found) = self.table(*family, table) else { return refused(op, libc::ENOENT) };
+                found.chains.entry(chain.clone()).or_default().base = true;
+                Ok(())
+            }
             NftOp::AddElement { set, key, data } => self.add_element(op, *set, key, data.as_ref()),
             NftOp::DeleteElement { set, key } => {
                 let Some(found) = self.set(*set) else { return refused(op, libc::ENOENT) };

@@ -3,11 +3,12 @@
 use super::{
     ElementData, Expr, NftOp, SetName, Verdict,
     codes::{
-        NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_SUBSYS_NFTABLES, NFT_MSG_DELCHAIN, NFT_MSG_DELSETELEM, NFT_MSG_DELTABLE,
-        NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_NEWSETELEM, NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE, NFTA_DATA_VALUE, NFTA_LIST_ELEM,
-        NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS, NFTA_RULE_TABLE, NFTA_RULE_USERDATA, NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_KEY,
-        NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE, NFTA_TABLE_NAME, NFTNL_UDATA_COMMENT_MAXLEN,
-        NFTNL_UDATA_RULE_COMMENT, family_number, message_type,
+        NF_ACCEPT, NF_INET_LOCAL_OUT, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_SUBSYS_NFTABLES, NFT_MSG_DELCHAIN, NFT_MSG_DELSETELEM,
+        NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE, NFT_TABLE_F_OWNER, NFTA_CHAIN_HOOK,
+        NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE, NFTA_CHAIN_TYPE, NFTA_DATA_VALUE, NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY,
+        NFTA_LIST_ELEM, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS, NFTA_RULE_TABLE, NFTA_RULE_USERDATA, NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_KEY,
+        NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE, NFTA_TABLE_FLAGS, NFTA_TABLE_NAME,
+        NFTNL_UDATA_COMMENT_MAXLEN, NFTNL_UDATA_RULE_COMMENT, family_number, message_type,
     },
     expr::encode_verdict,
 };
@@ -105,6 +106,26 @@ impl Batch {
             NftOp::FlushSet { set } => {
                 // Without a list, the kernel takes all of them (nf_tables_delsetelem).
                 out.message(message_type(NFT_MSG_DELSETELEM), REQUEST, sequence, |out| set_header(out, *set));
+            }
+            NftOp::AddOwnedTable { family, table } => {
+                out.message(message_type(NFT_MSG_NEWTABLE), REQUEST | CREATE, sequence, |out| {
+                    out.netfilter_header(family_number(*family), 0);
+                    out.attribute_str(NFTA_TABLE_NAME, table);
+                    out.attribute_u32_be(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER);
+                });
+            }
+            NftOp::AddOutputChain { family, table, chain, priority } => {
+                out.message(message_type(NFT_MSG_NEWCHAIN), REQUEST | CREATE, sequence, |out| {
+                    out.netfilter_header(family_number(*family), 0);
+                    out.attribute_str(NFTA_CHAIN_TABLE, table);
+                    out.attribute_str(NFTA_CHAIN_NAME, chain);
+                    out.nested(NFTA_CHAIN_HOOK, |out| {
+                        out.attribute_u32_be(NFTA_HOOK_HOOKNUM, NF_INET_LOCAL_OUT);
+                        out.attribute(NFTA_HOOK_PRIORITY, &priority.to_be_bytes());
+                    });
+                    out.attribute(NFTA_CHAIN_POLICY, &NF_ACCEPT.to_be_bytes());
+                    out.attribute_str(NFTA_CHAIN_TYPE, "filter");
+                });
             }
             NftOp::AddChain { family, table, chain } => {
                 out.message(message_type(NFT_MSG_NEWCHAIN), REQUEST | CREATE, sequence, |out| {

@@ -236,6 +236,8 @@ pub enum Expr {
     Masquerade,
     /// Refuses the packet.
     Reject(RejectKind),
+    /// Keeps the packet out of connection tracking, and with that out of address translation. Before priority -200 only.
+    Notrack,
     /// Counts packets and bytes.
     Counter,
 }
@@ -257,6 +259,7 @@ impl Expr {
             Self::Nat { .. } => "nat",
             Self::Masquerade => "masq",
             Self::Reject(_) => "reject",
+            Self::Notrack => "notrack",
             Self::Counter => "counter",
         }
     }
@@ -370,7 +373,7 @@ impl Expr {
                     out.attribute_u32_be(5, port.number());
                 }
             }
-            Self::Masquerade | Self::Counter => {}
+            Self::Masquerade | Self::Notrack | Self::Counter => {}
             Self::Reject(RejectKind::TcpReset) => out.attribute_u32_be(1, 1),
             Self::Reject(RejectKind::IcmpxPortUnreachable) => {
                 const NFT_REJECT_ICMPX_UNREACH: u32 = 2;

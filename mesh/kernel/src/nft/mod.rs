@@ -114,6 +114,25 @@ pub enum NftOp {
         /// Which set.
         set: SetName,
     },
+    /// Adds a table that lives as long as this handle's socket: the kernel removes it with all that is in it when the
+    /// socket is closed, also by the process's end, and lets nobody else change it. Linux 5.12 and newer.
+    AddOwnedTable {
+        /// Family of the table.
+        family: Family,
+        /// The table.
+        table: &'static str,
+    },
+    /// Adds a chain of type filter at the output hook, which lets pass what none of its rules stops.
+    AddOutputChain {
+        /// Family of the table.
+        family: Family,
+        /// The table.
+        table: &'static str,
+        /// The new chain.
+        chain: String,
+        /// Lower runs first; connection tracking has -200.
+        priority: i32,
+    },
     /// Adds a chain without a hook; one of that name may be there already.
     AddChain {
         /// Family of the table.
@@ -154,6 +173,21 @@ pub enum NftOp {
     },
 }
 
+impl NftOp {
+    /// Family and name of the table that it is about.
+    pub const fn table(&self) -> (Family, &'static str) {
+        match self {
+            Self::AddElement { set, .. } | Self::DeleteElement { set, .. } | Self::FlushSet { set } => (set.family, set.table),
+            Self::AddOwnedTable { family, table }
+            | Self::AddOutputChain { family, table, .. }
+            | Self::AddChain { family, table, .. }
+            | Self::DeleteChain { family, table, .. }
+            | Self::AddRule { family, table, .. }
+            | Self::DeleteTable { family, table } => (*family, *table),
+        }
+    }
+}
+
 impl fmt::Display for NftOp {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -166,6 +200,8 @@ impl fmt::Display for NftOp {
             }
             Self::DeleteElement { set, key } => write!(formatter, "delete element {} of {set}", Hex(key)),
             Self::FlushSet { set } => write!(formatter, "flush {set}"),
+            Self::AddOwnedTable { family, table } => write!(formatter, "add table {family} {table}, owned"),
+            Self::AddOutputChain { family, table, chain, .. } => write!(formatter, "add output chain {family} {table} {chain}"),
             Self::AddChain { family, table, chain } => write!(formatter, "add chain {family} {table} {chain}"),
             Self::DeleteChain { family, table, chain } => write!(formatter, "delete chain {family} {table} {chain}"),
             Self::AddRule { family, table, chain, comment, .. } => write!(formatter, "add rule \"{comment}\" to {family} {table} {chain}"),
