@@ -1,0 +1,172 @@
+//! Upstream answers as bytes: believed only when whole, kept as they came, and handed out with another ID and older.
+
+use std::time::Duration;
+
+use crate::wire::{Code, HEADER, Query, kind};
+
+const QR: u8 = 0x80;
+const TC: u8 = 0x02;
+/// What our own OPT record offers upstream: no fragments on any usual path (DNS flag day 2020).
+const OFFERED: u16 = 1232;
+const LONGEST_POSITIVE: u32 = 3600;
+const LONGEST_NEGATIVE: u32 = 300;
+/// More labels and pointers than any name has.
+const MOST_STEPS: usize = 130;
+
+/// The query that is sent upstream: the client's question in the client's case, our own ID, and nothing else of the client's
+/// but its wishes about recursion and DNSSEC. What its OPT record carries, such as a cookie, is between it and us.
+pub(super) fn question(query: &Query<'_>, id: u16, edns: bool) -> Vec<u8> {
+    let mut bytes = id.to_be_bytes().to_vec();
+    let flags = u8::from(query.recursion_desired());
+    let lower = if query.checking_disabled() { 0x10 } else { 0 };
+    let edns = query.edns.filter(|_| edns);
+    bytes.extend([flags, lower, 0, 1, 0, 0, 0, 0, 0, u8::from(edns.is_some())]);
+    bytes.extend_from_slice(query.question());
+    if let Some(edns) = edns {
+        bytes.extend([0, 0, kind::OPT as u8]);
+        bytes.extend(OFFERED.to_be_bytes());
+        bytes.extend([0, 0, if edns.dnssec_ok { 0x80 } else { 0 }, 0, 0, 0]);
+    }
+    bytes
+}
+
+/// An upstream's answer that can be believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) bytes: Vec<u8>,
+    /// Where TTLs are that count down: every record's but OPT's.
+    ttls: Vec<u32>,
+    /// How long it may be kept; `None` for what is not to be kept at all.
+    pub(super) lifetime: Option<Duration>,
+}
+
+impl Answer {
+    /// `None` if it is not an answer to what was sent, or not a whole message.
+    pub(super) fn read(bytes: Vec<u8>, sent: &[u8]) -> Option<Self> {
+        let header = bytes.get(..HEADER)?;
+        if header[..2] != sent[..2] || header[2] & QR == 0 || header[4..6] != [0, 1] {
+            return None;
+        }
+        let end = skip_name(sent, HEADER)? + 4;
+        let asked = sent.get(HEADER..end)?;
+        // Some servers change the case of the name that they repeat.
+        if !bytes.get(HEADER..end)?.eq_ignore_ascii_case(asked) {
+            return None;
+        }
+        let counts = [6, 8, 10].map(|at| u16::from_be_bytes([header[at], header[at + 1]]));
+        let mut at = end;
+        let mut ttls = Vec::new();
+        let (mut positive, mut negative) = (None, None);
+        for (section, count) in counts.into_iter().enumerate() {
+            for _ in 0..count {
+                at = skip_name(&bytes, at)?;
+                let fixed = bytes.get(at..at + 10)?;
+                let (of, ttl) = (u16::from_be_bytes([fixed[0], fixed[1]]), u32::from_be_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]));
+                let data = at + 10;
+                let end = data + usize::from(u16::from_be_bytes([fixed[8], fixed[9]]));
+                let held = bytes.get(data..end)?;
+                if of != kind::OPT {
+                    ttls.push(u32::try_from(at + 4).ok()?);
+                    // The highest bit is no part of it (RFC 2181, section 8).
+                    let ttl = if ttl > i32::MAX as u32 { 0 } else { ttl };
+                    if section == 0 {
+                        positive = Some(positive.map_or(ttl, |least: u32| least.min(ttl)));
+                    } else if section == 1 && of == kind::SOA {
+                        let minimum = held.last_chunk::<4>().map_or(0, |last| u32::from_be_bytes(*last));
+                        negative = Some(ttl.min(minimum));
+                    }
+                }
+                at = end;
+            }
+        }
+        let mut answer = Self { bytes, ttls, lifetime: None };
+        let seconds = match (answer.code(), positive) {
+            _ if answer.is_truncated() => 0,
+            (Some(Code::NoError), Some(least)) => least.min(LONGEST_POSITIVE),
+            // RFC 2308: for as long as the SOA record says, and not at all without one.
+            (Some(Code::NoError | Code::NxDomain), _) => negative.unwrap_or(0).min(LONGEST_NEGATIVE),
+            _ => 0,
+        };
+        answer.lifetime = (seconds > 0).then(|| Duration::from_secs(u64::from(seconds)));
+        Some(answer)
+    }
+
+    /// `None` for codes that say nothing about the name.
+    pub(super) fn code(&self) -> Option<Code> {
+        match self.bytes[3] & 0x0f {
+            0 => Some(Code::NoError),
+            1 => Some(Code::FormErr),
+            2 => Some(Code::ServFail),
+            3 => Some(Code::NxDomain),
+            4 => Some(Code::NotImp),
+            5 => Some(Code::Refused),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_truncated(&self) -> bool {
+        self.bytes[2] & TC != 0
+    }
+
+    /// The answer for that client, which asked when this was `age` old.
+    pub(super) fn to(&self, query: &Query<'_>, age: Duration) -> Vec<u8> {
+        let mut bytes = self.bytes.clone();
+        bytes[..2].copy_from_slice(&query.id().to_be_bytes());
+        let question = query.question();
+        if let Some(room) = bytes.get_mut(HEADER..HEADER + question.len()) {
+            room.copy_from_slice(question);
+        }
+        let age = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
+        if age > 0 {
+            for at in self.ttls.iter().map(|at| *at as usize) {
+                if let Some(ttl) = bytes.get_mut(at..at + 4).and_then(|room| <&mut [u8; 4]>::try_from(room).ok()) {
+                    *ttl = u32::from_be_bytes(*ttl).saturating_sub(age).to_be_bytes();
+                }
+            }
+        }
+        bytes
+    }
+
+    /// Bytes that it costs to keep.
+    pub(super) fn weight(&self) -> usize {
+        self.bytes.len() + 4 * self.ttls.len() + 256
+    }
+}
+
+/// Where the name at `at` ends. Pointers must lead back, and not in circles.
+fn skip_name(bytes: &[u8], start: usize) -> Option<usize> {
+    let (mut at, mut end, mut lowest) = (start, None, start);
+    for _ in 0..MOST_STEPS {
+        let len = usize::from(*bytes.get(at)?);
+        match len {
+            0 => return Some(end.unwrap_or(at + 1)),
+            1..=63 => at += 1 + len,
+            0xc0.. => {
+                let to = (len & 0x3f) << 8 | usize::from(*bytes.get(at + 1)?);
+                end = end.or(Some(at + 2));
+                if to >= lowest {
+                    return None;
+                }
+                lowest = to;
+                at = to;
+            }
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// The answer for a client that takes `limit` bytes: whole, or its beginning with the hint to come by TCP.
+pub fn fit(answer: &[u8], limit: usize) -> std::borrow::Cow<'_, [u8]> {
+    if answer.len() <= limit || answer.len() < HEADER {
+        return answer.into();
+    }
+    let Some(end) = skip_name(answer, HEADER).map(|end| end + 4).filter(|end| *end <= answer.len()) else { return answer[..HEADER].into() };
+    let mut short = answer[..end].to_vec();
+    short[2] |= TC;
+    short[6..HEADER].fill(0);
+    short.into()
+}
+
+#[cfg(test)]
+mod tests;
