@@ -41,7 +41,13 @@ impl Agents {
         let log = File::options().create(true).append(true).open(log(lab, node)?)?;
         let program = self.program.to_str().context("the lab's directory is not text")?;
         let mut command = lab.command_in_node(node, program)?;
+        // The machine's own servers are not the lab's: nothing leaves it.
+        let resolv_conf = lab.node_work(node)?.join("agent-resolv.conf");
+        if !resolv_conf.exists() {
+            fs::write(&resolv_conf, "")?;
+        }
         command.args(["agent", "--source", "docker:unix:///var/run/docker.sock", "--state-dir"]).arg(state_dir(lab, node)?);
+        command.arg("--resolv-conf").arg(resolv_conf);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         *slot = Some(command.spawn().context("cannot start the agent")?);
         Ok(())

@@ -5,6 +5,7 @@ pub mod agents;
 pub mod dockerlab;
 pub mod lab;
 pub mod load;
+pub mod names;
 pub mod netns;
 pub mod rows;
 pub mod stray;

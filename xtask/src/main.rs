@@ -38,6 +38,9 @@ enum Command {
     },
     /// Measure ours, peers and the limit side by side (PERFORMANCE.md)
     Bench(bench::BenchArgs),
+    /// What `bench names` starts as its limit
+    #[command(hide = true)]
+    BenchEcho { address: std::net::SocketAddr },
 }
 
 fn main() -> ExitCode {
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Test { tier, filter } => tiers::run(tier, &filter),
         Command::Lab { command } => lab::run(command),
         Command::Bench(args) => bench::run(&args),
+        Command::BenchEcho { address } => bench::echo(address),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -31,7 +31,18 @@ pub(crate) fn run(tier: Option<Tier>, filter: &[String]) -> Result<()> {
         match tier {
             Tier::Unit => unit(filter)?,
             Tier::Netns => {
-                packages::ensure(&["nftables", "iptables", "iproute2", "conntrack", "curl", "procps", "iputils-ping"])?;
+                packages::ensure(&[
+                    "nftables",
+                    "iptables",
+                    "iproute2",
+                    "conntrack",
+                    "curl",
+                    "procps",
+                    "iputils-ping",
+                    "bind9-dnsutils",
+                    "python3-minimal",
+                    "busybox-static",
+                ])?;
                 nextest("netns", NETNS, filter)?;
             }
             Tier::Swarm => {

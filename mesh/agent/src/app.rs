@@ -10,10 +10,10 @@ use tokio::{
 };
 
 use crate::{
-    Store,
+    NameSettings, Names, NamesError, Store,
     admin::{self, BindError, Listener},
     config::{Config, PlaneChoice},
-    engine::{Engine, EngineError, Settings},
+    engine::{Engine, EngineError, Resolver, Settings},
     notify::notify,
     privilege::{self, Unprivileged},
 };
@@ -38,6 +38,8 @@ pub enum AgentError {
     Bind(#[from] BindError),
     #[error(transparent)]
     Engine(#[from] EngineError),
+    #[error(transparent)]
+    Names(#[from] NamesError),
     #[error("cannot start: {0}")]
     Runtime(#[from] std::io::Error),
 }
@@ -45,6 +47,7 @@ pub enum AgentError {
 /// Runs the agent in the foreground until SIGTERM or SIGINT. What is in the kernel stays there.
 pub fn run(config: &Config) -> Result<(), AgentError> {
     check(config)?;
+    privilege::raise_descriptors();
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(config))
 }
 
@@ -95,7 +98,7 @@ async fn serve(config: &Config) -> Result<(), AgentError> {
     outcome
 }
 
-fn start_engine(config: &Config, updates: mpsc::Receiver<swarmesh_source::Update>) -> Result<Engine, EngineError> {
+fn start_engine(config: &Config, updates: mpsc::Receiver<swarmesh_source::Update>) -> Result<Engine, AgentError> {
     let settings = Settings {
         source: config.source.to_string(),
         node: config.node.clone(),
@@ -106,7 +109,15 @@ fn start_engine(config: &Config, updates: mpsc::Receiver<swarmesh_source::Update
         audit_every: AUDIT_EVERY,
     };
     let plane = PlaneConfig { netns_dir: config.netns_dir.clone(), node_address: None };
-    Engine::start(settings, updates, move || NftPlane::new(Arc::new(swarmesh_kernel::LinuxKernel), plane))
+    let resolver = config.dns.is_on.then(|| start_names(config)).transpose()?;
+    Ok(Engine::start(settings, updates, move || NftPlane::new(Arc::new(swarmesh_kernel::LinuxKernel), plane), resolver)?)
+}
+
+fn start_names(config: &Config) -> Result<Resolver, AgentError> {
+    let answers = swarmesh_dns::Settings { ttl: config.dns.ttl, compat: config.dns.compat };
+    let settings = NameSettings { answers, netns_dir: config.netns_dir.clone() };
+    let names = Names::start(Arc::new(swarmesh_kernel::LinuxKernel), settings)?;
+    Ok(Resolver { names, host_servers: swarmesh_dns::forward::resolv_conf::watch(&config.dns.resolv_conf) })
 }
 
 fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde::Deserialize;
+use swarmesh_dns::Compat;
 use swarmesh_plan::Takeover;
 use swarmesh_source::SourceSpec;
 use toml::Spanned;
@@ -16,6 +17,7 @@ pub const DEFAULT_FILE: &str = "/etc/swarmesh/swarmesh.toml";
 const DEFAULT_SOCKET: &str = "unix:///var/run/docker.sock";
 const DEFAULT_NETNS_DIR: &str = "/var/run/docker/netns";
 const DEFAULT_STATE_DIR: &str = "/var/lib/swarmesh";
+const DEFAULT_RESOLV_CONF: &str = "/etc/resolv.conf";
 const DEFAULT_LOG: &str = "info";
 
 /// A configuration that cannot be used. Exit code 64.
@@ -38,6 +40,12 @@ pub enum ValueError {
     Admin(String),
     #[error("{0:?} is neither table nor json")]
     Output(String),
+    #[error("{0:?} is neither on nor off")]
+    Dns(String),
+    #[error("{0:?} is neither swarmesh nor docker")]
+    Compat(String),
+    #[error("{0:?} is not a number of seconds from 0 to 86400")]
+    Ttl(String),
 }
 
 /// `--plane`.
@@ -86,6 +94,26 @@ pub(crate) fn takeover(text: &str) -> Result<Takeover, ValueError> {
         "labelled" => Ok(Takeover::Labelled),
         _ => Err(ValueError::Takeover(text.to_owned())),
     }
+}
+
+pub(crate) fn dns(text: &str) -> Result<bool, ValueError> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(ValueError::Dns(text.to_owned())),
+    }
+}
+
+pub(crate) fn compat(text: &str) -> Result<Compat, ValueError> {
+    match text {
+        "swarmesh" => Ok(Compat::Swarmesh),
+        "docker" => Ok(Compat::Docker),
+        _ => Err(ValueError::Compat(text.to_owned())),
+    }
+}
+
+pub(crate) fn ttl(text: &str) -> Result<u32, ValueError> {
+    text.parse().ok().filter(|seconds| *seconds <= 86_400).ok_or_else(|| ValueError::Ttl(text.to_owned()))
 }
 
 /// Where the admin API listens, or is to be found.
@@ -157,6 +185,10 @@ pub struct Layer {
     pub node: Option<String>,
     pub output: Option<Output>,
     pub log: Option<String>,
+    pub dns: Option<bool>,
+    pub dns_ttl: Option<u32>,
+    pub dns_compat: Option<Compat>,
+    pub resolv_conf: Option<PathBuf>,
 }
 
 impl Layer {
@@ -183,8 +215,16 @@ impl Layer {
             let Some(value) = value else { return Ok(None) };
             parse(value.get_ref()).map(Some).map_err(|e| (value.span().start, format!("{key}: {e}")))
         }
+        let (dns_word, table) = match raw.dns {
+            Some(dns) => dns_table(&dns).map_err(|message| wrong(dns.span().start, message))?,
+            None => (None, DnsTable::default()),
+        };
         let read_all = || -> Result<Self, (usize, String)> {
             Ok(Self {
+                dns: read("dns", dns_word, dns)?,
+                dns_ttl: read("dns-ttl", raw.dns_ttl.or(table.ttl), ttl)?,
+                dns_compat: read("dns-compat", raw.dns_compat.or(table.compat), compat)?,
+                resolv_conf: raw.resolv_conf,
                 source: read("source", raw.source, str::parse)?,
                 plane: read("plane", raw.plane, str::parse)?,
                 admin: read("admin", raw.admin, str::parse)?,
@@ -212,6 +252,10 @@ impl Layer {
             node: self.node.or(below.node),
             output: self.output.or(below.output),
             log: self.log.or(below.log),
+            dns: self.dns.or(below.dns),
+            dns_ttl: self.dns_ttl.or(below.dns_ttl),
+            dns_compat: self.dns_compat.or(below.dns_compat),
+            resolv_conf: self.resolv_conf.or(below.resolv_conf),
         }
     }
 
@@ -227,6 +271,12 @@ impl Layer {
             node: self.node,
             output: self.output.unwrap_or_default(),
             log: self.log.unwrap_or_else(|| DEFAULT_LOG.to_owned()),
+            dns: DnsConfig {
+                is_on: self.dns.unwrap_or(true),
+                ttl: self.dns_ttl.unwrap_or(swarmesh_dns::Settings::default().ttl),
+                compat: self.dns_compat.unwrap_or_default(),
+                resolv_conf: self.resolv_conf.unwrap_or_else(|| DEFAULT_RESOLV_CONF.into()),
+            },
         }
     }
 }
@@ -245,6 +295,18 @@ pub struct Config {
     pub output: Output,
     /// What to log, in the syntax of `RUST_LOG`.
     pub log: String,
+    pub dns: DnsConfig,
+}
+
+/// How names are answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsConfig {
+    pub is_on: bool,
+    /// Seconds that a client may keep an answer about names of the swarm.
+    pub ttl: u32,
+    pub compat: Compat,
+    /// The host's own, which says who is asked about everything else.
+    pub resolv_conf: PathBuf,
 }
 
 #[derive(Deserialize)]
@@ -259,6 +321,37 @@ struct RawFile {
     node: Option<String>,
     output: Option<Spanned<String>>,
     log: Option<String>,
+    dns: Option<Spanned<toml::Value>>,
+    dns_ttl: Option<Spanned<String>>,
+    dns_compat: Option<Spanned<String>>,
+    resolv_conf: Option<PathBuf>,
+}
+
+/// `dns.compat = "docker"` and alike.
+#[derive(Default)]
+struct DnsTable {
+    ttl: Option<Spanned<String>>,
+    compat: Option<Spanned<String>>,
+}
+
+/// `dns = "off"`, or a table of its own.
+fn dns_table(dns: &Spanned<toml::Value>) -> Result<(Option<Spanned<String>>, DnsTable), String> {
+    let spanned = |text: String| Some(Spanned::new(dns.span(), text));
+    let values = match dns.get_ref() {
+        toml::Value::String(word) => return Ok((spanned(word.clone()), DnsTable::default())),
+        toml::Value::Table(values) => values,
+        other => return Err(format!("dns: {other} is neither on nor off")),
+    };
+    let mut table = DnsTable::default();
+    for (key, value) in values {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        match key.as_str() {
+            "ttl" => table.ttl = spanned(text),
+            "compat" => table.compat = spanned(text),
+            _ => return Err(format!("dns: unknown field `{key}`, expected `ttl` or `compat`")),
+        }
+    }
+    Ok((None, table))
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
@@ -295,10 +388,23 @@ mod tests {
             ("# one\n# two\nadmin = 9790\n", "s.toml:3: "),
             ("plane = \"nft\"\nstate-dir = \n", "s.toml:2: "),
             ("takeover = \"maybe\"", "s.toml:1: takeover: \"maybe\" is neither on nor labelled"),
+            ("dns = \"perhaps\"", "s.toml:1: dns: \"perhaps\" is neither on nor off"),
+            ("\ndns.compat = \"podman\"", "s.toml:2: dns-compat: \"podman\" is neither swarmesh nor docker"),
+            ("dns-ttl = \"soon\"", "s.toml:1: dns-ttl: \"soon\" is not a number of seconds"),
+            ("dns.colour = \"red\"", "s.toml:1: "),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.starts_with(expected), "{text:?}: {error}");
         }
+    }
+
+    #[test]
+    fn names_are_set_by_a_word_or_by_a_table() {
+        let config = read("dns = \"off\"\ndns-ttl = \"30\"\n").unwrap().settle().dns;
+        assert_eq!((config.is_on, config.ttl, config.compat), (false, 30, Compat::Swarmesh));
+        let config = read("[dns]\ncompat = \"docker\"\nttl = \"1\"\n").unwrap().settle().dns;
+        assert_eq!((config.is_on, config.ttl, config.compat), (true, 1, Compat::Docker));
+        assert_eq!(read("dns.compat = \"docker\"").unwrap().dns_compat, Some(Compat::Docker));
     }
 
     #[test]

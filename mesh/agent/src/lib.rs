@@ -11,11 +11,13 @@ pub mod cli;
 pub mod config;
 mod doctor;
 pub mod engine;
+mod names;
 mod notify;
 mod plane;
 mod privilege;
 mod store;
 pub mod view;
 
+pub use names::{NameSettings, Names, NamesError, ResolverStatus};
 pub use plane::Plane;
 pub use store::Store;

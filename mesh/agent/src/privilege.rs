@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 // capabilities(7), numbers from include/uapi/linux/capability.h.
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
@@ -27,6 +29,15 @@ fn check_status(status: &str) -> Result<(), Unprivileged> {
     let needed = [(CAP_NET_ADMIN, "CAP_NET_ADMIN"), (CAP_SYS_ADMIN, "CAP_SYS_ADMIN")];
     let missing: Vec<_> = needed.iter().filter(|(bit, _)| effective >> bit & 1 == 0).map(|(_, name)| *name).collect();
     if missing.is_empty() { Ok(()) } else { Err(Unprivileged { missing }) }
+}
+
+/// Takes as many descriptors as it may: each container costs three to six.
+pub(crate) fn raise_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(soft, hard)| if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) });
+    if let Err(error) = raised {
+        tracing::info!(%error, "the limit of open files stays as it is");
+    }
 }
 
 #[cfg(test)]

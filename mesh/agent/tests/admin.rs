@@ -52,7 +52,7 @@ impl Agent {
         };
         let config = PlaneConfig { netns_dir: directory.path().join("netns"), node_address: None };
         let shared = kernel.clone();
-        let engine = Engine::start(settings, received, move || NftPlane::new(Arc::new(shared), config)).unwrap();
+        let engine = Engine::start(settings, received, move || NftPlane::new(Arc::new(shared), config), None).unwrap();
         let socket = directory.path().join("admin.sock");
         let listener = Listener::bind(&AdminAddress::Unix(socket.clone())).await.unwrap();
         let admin = tokio::spawn(admin::serve(listener, engine.handle().clone()));
@@ -202,12 +202,14 @@ async fn only_this_node_drains_and_a_restart_does_not_forget() {
 async fn odd_requests_get_plain_answers() {
     let agent = Agent::start(tempfile::tempdir().unwrap()).await;
     for (method, path, code) in [
-        ("GET", "/v1/names", 404),
         ("GET", "/v1/routes", 404),
         ("GET", "/nowhere", 404),
         ("DELETE", "/v1/plan", 405),
         ("GET", "/v1/explain", 400),
-        ("GET", "/v1/explain?target=dns%3A%2F%2Fweb", 400),
+        ("GET", "/v1/explain?target=http%3A%2F%2Fweb", 400),
+        ("GET", "/v1/names/log", 405),
+        ("POST", "/v1/names/log", 400),
+        ("POST", "/v1/names/log?every=2", 409),
         ("GET", "/v1/health/published/tcp/8000", 503),
         ("GET", "/v1/health/published/sctp/8000", 400),
         ("GET", "/v1/health/published/tcp/0", 400),

@@ -49,7 +49,10 @@ fn bad_usage_is_64_and_says_what_to_write() {
         (&["agent", "--source", "upstream"], "not available in this version"),
         (&["agent", "--config", "/nonexistent/s.toml"], "cannot read the configuration file /nonexistent/s.toml"),
         (&["status", "--admin", "nowhere"], "neither ADDRESS:PORT nor the path"),
-        (&["explain", "dns://web"], "use tcp://ADDRESS:PORT"),
+        (&["explain", "http://web"], "use tcp://ADDRESS:PORT"),
+        (&["agent", "--dns", "maybe"], "neither on nor off"),
+        (&["agent", "--dns-ttl", "soon"], "not a number of seconds"),
+        (&["agent", "--dns-compat", "podman"], "neither swarmesh nor docker"),
         (&["plan", "--from", "/nonexistent.json"], "cannot read /nonexistent.json"),
         (&["plan", "--diff"], "--from"),
     ] {
@@ -61,10 +64,9 @@ fn bad_usage_is_64_and_says_what_to_write() {
 
 #[test]
 fn parts_that_do_not_exist_have_no_flags() {
-    for flag in ["--dns", "--http", "--https", "--control"] {
+    for flag in ["--http", "--https", "--control"] {
         assert_eq!(run(&["agent", flag, "off"]).0, 64, "{flag}");
     }
-    assert_eq!(run(&["names"]).0, 64);
     assert_eq!(run(&["routes"]).0, 64);
 }
 
@@ -72,7 +74,7 @@ fn parts_that_do_not_exist_have_no_flags() {
 fn without_an_agent_it_is_69_and_names_the_address() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("none.sock").display().to_string();
-    for command in ["status", "services", "endpoints", "plan", "drain", "resume"] {
+    for command in ["status", "services", "endpoints", "names", "plan", "drain", "resume"] {
         let (code, stdout, stderr) = run(&[command, "--admin", &socket]);
         assert_eq!((code, stdout.as_str()), (69, ""), "{command}: {stderr}");
         assert!(stderr.contains(&format!("no agent answers at unix://{socket}")), "{command}: {stderr}");

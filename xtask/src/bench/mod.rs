@@ -3,6 +3,7 @@
 mod connections;
 mod first_packet;
 mod memory;
+mod names;
 mod programming;
 mod stats;
 mod swarm;
@@ -38,7 +39,11 @@ enum What {
     Connections,
     /// Resident memory of the agent at full size
     Memory,
+    /// B7: CPU per query and answer times of the resolver
+    Names,
 }
+
+pub(crate) use names::echo;
 
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
@@ -47,7 +52,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if cfg!(debug_assertions) {
         bail!("figures of a debug build say nothing; use: cargo run --release --package xtask -- bench");
     }
-    let all = [What::FirstPacket, What::Programming, What::Connections, What::Memory];
+    let all = [What::FirstPacket, What::Programming, What::Connections, What::Memory, What::Names];
     let wanted = if args.what.is_empty() { all.to_vec() } else { args.what.clone() };
     packages::ensure(&["nftables", "iptables", "iproute2", "haproxy", "curl", "procps"])?;
     for what in wanted {
@@ -57,6 +62,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
             What::Programming => programming::run(args.services, args.tasks)?,
             What::Connections => connections::run(args.blocks)?,
             What::Memory => memory::run(args.services, args.tasks)?,
+            What::Names => {
+                packages::ensure(&["dnsmasq-base", "unbound", "knot"])?;
+                names::run(args.blocks, args.services)?;
+            }
         }
     }
     Ok(())

@@ -1,15 +1,23 @@
 //! `/metrics`: OpenMetrics text, made anew for each scrape from one view. No label ever names a task or a service.
 
-use std::{fmt, sync::atomic::AtomicU64};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet, text::encode},
+    metrics::{MetricType, counter::Counter, family::Family, gauge::Gauge, info::Info},
     registry::{Registry, Unit},
 };
+use swarmesh_dns::stats::{BUCKETS, Ending, Histogram, Stats};
 use swarmesh_plan::BackendState;
 
-use crate::view::{Origin, Shared};
+use crate::view::{Origin, Shared, View};
 
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -94,7 +102,68 @@ pub(super) fn render(shared: &Shared) -> Result<String, fmt::Error> {
     counter("healed", "Foreign changes that were undone", view.plane.healed);
     registry.register_with_unit("apply", "From the receipt of an update to its last commit", Unit::Seconds, shared.apply_seconds.clone());
 
+    if let Some(dns) = &view.dns {
+        names(&mut registry, dns, &view);
+    }
+
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ended {
+    outcome: &'static str,
+}
+
+/// What the resolver counts.
+fn names(registry: &mut Registry, dns: &swarmesh_dns::Shared, view: &View) {
+    let endings = Family::<Ended, Counter>::default();
+    for ending in Ending::ALL {
+        endings.get_or_create(&Ended { outcome: ending.name() }).inc_by(dns.stats.of(ending));
+    }
+    registry.register("dns_queries", "Queries of containers, by how they ended; forwarded ones were asked upstream", endings);
+    let mut counter = |name: &str, help: &str, value: u64| {
+        let counter = Counter::<u64>::default();
+        counter.inc_by(value);
+        registry.register(name, help, counter);
+    };
+    counter("dns_tcp_queries", "Those of them that came over TCP", dns.stats.tcp_queries.load(Relaxed));
+    counter("dns_tcp_connections", "TCP connections of containers", dns.stats.tcp_connections.load(Relaxed));
+    counter("dns_tcp_closed", "TCP connections that were closed for being too many or too slow", dns.stats.tcp_closed.load(Relaxed));
+    for (name, value) in dns.forwarding.named() {
+        counter(&format!("dns_upstream_{name}"), "What became of forwarded queries", value);
+    }
+    let pending = view.resolvers.iter().filter(|r| !r.error.is_empty()).count();
+    for (name, help, value) in [
+        ("dns_resolvers", "Containers that are answered here", view.resolvers.len() - pending),
+        ("dns_resolvers_pending", "Containers that Docker's resolver answers still", pending),
+    ] {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        registry.register(name, help, gauge);
+    }
+    registry.register_collector(Box::new(Times(Arc::clone(&dns.stats))));
+}
+
+/// The resolver's times: its threads write plain counters, which become histograms only here.
+#[derive(Debug)]
+struct Times(Arc<Stats>);
+
+impl Collector for Times {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut one = |name: &str, help: &str, times: &Histogram| {
+            let (counts, sum) = times.read();
+            let bounds = BUCKETS.iter().map(|micros| *micros as f64 / 1e6).chain([f64::MAX]);
+            // As the crate wants them: not cumulative.
+            let mut before = 0;
+            let buckets: Vec<(f64, u64)> =
+                bounds.zip(counts).map(|(bound, count)| (bound, count - std::mem::replace(&mut before, count))).collect();
+            let metric = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
+            let mut metric = metric;
+            metric.encode_histogram::<NoLabelSet>(sum.as_secs_f64(), counts[BUCKETS.len()], &buckets, None)
+        };
+        one("dns_local", "From a datagram's taking to its answer's departure, for names of the swarm", &self.0.local)?;
+        one("dns_forwarded", "The same of names that were asked upstream", &self.0.forwarded)
+    }
 }

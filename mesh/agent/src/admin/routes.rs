@@ -1,5 +1,7 @@
 //! What each path answers.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -17,7 +19,7 @@ use super::{
 use crate::{
     config::AdminAddress,
     engine::EngineHandle,
-    view::{View, endpoints::endpoints, explain, services::services, status},
+    view::{View, endpoints::endpoints, explain, names::names, services::services, status},
 };
 
 type Answer = Response<Full<Bytes>>;
@@ -46,7 +48,11 @@ impl Server {
                 Ok(()) => self.drain(path == "/v1/drain").await,
                 Err(forbidden) => error(StatusCode::FORBIDDEN, forbidden),
             },
-            (_, "/v1/drain" | "/v1/resume") => not_allowed("POST"),
+            (&Method::POST, "/v1/names/log") => match may_change(request.headers(), peer) {
+                Ok(()) => self.log_names(request.uri().query()),
+                Err(forbidden) => error(StatusCode::FORBIDDEN, forbidden),
+            },
+            (_, "/v1/drain" | "/v1/resume" | "/v1/names/log") => not_allowed("POST"),
             (&Method::GET, _) => {
                 // Big answers take a while to write; the source shares this thread.
                 let (engine, uri) = (self.engine.clone(), request.uri().clone());
@@ -54,6 +60,21 @@ impl Server {
                 made.unwrap_or_else(|e| error(StatusCode::INTERNAL_SERVER_ERROR, e))
             }
             _ => not_allowed("GET"),
+        }
+    }
+
+    /// Logs one of so many queries from now on; 0 ends that.
+    fn log_names(&self, query: Option<&str>) -> Answer {
+        let every = query.and_then(|q| q.split('&').find_map(|pair| pair.strip_prefix("every="))).and_then(|n| n.parse::<u64>().ok());
+        let Some(every) = every else {
+            return error(StatusCode::BAD_REQUEST, "needs ?every=N: one of N queries is logged, none with 0");
+        };
+        match self.engine.shared.read(|view| view.dns.clone()) {
+            Some(dns) => {
+                dns.log_every.store(every, Relaxed);
+                json(StatusCode::OK, &json!({"log_every": every}))
+            }
+            None => error(StatusCode::CONFLICT, "the agent runs with --dns off"),
         }
     }
 
@@ -82,6 +103,7 @@ fn read(engine: &EngineHandle, path: &str, query: Option<&str>) -> Answer {
         "/v1/status" => json(StatusCode::OK, &status::status(&shared.view(), shared.uptime())),
         "/v1/services" => json(StatusCode::OK, &services(&shared.view())),
         "/v1/endpoints" => json(StatusCode::OK, &endpoints(&shared.view())),
+        "/v1/names" => json(StatusCode::OK, &names(&shared.view(), query.is_some_and(|q| q.split('&').any(|p| p == "all=true")))),
         "/v1/explain" => explanation(&shared.view(), query),
         _ => match path.strip_prefix("/v1/health/published/") {
             Some(port) => shared.read(|view| published(view, port)),
@@ -93,7 +115,10 @@ fn read(engine: &EngineHandle, path: &str, query: Option<&str>) -> Answer {
 fn explanation(view: &View, query: Option<&str>) -> Answer {
     let target = query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("target="));
     let Some(target) = target.and_then(explain::percent_decode) else {
-        return error(StatusCode::BAD_REQUEST, "needs ?target=tcp://ADDRESS:PORT, udp://ADDRESS:PORT or vip://NAME, percent-encoded");
+        return error(
+            StatusCode::BAD_REQUEST,
+            "needs ?target=tcp://ADDRESS:PORT, udp://ADDRESS:PORT, vip://NAME or dns://NAME, percent-encoded",
+        );
     };
     match target.parse::<explain::Target>() {
         Ok(target) => json(StatusCode::OK, &explain::explain(view, &target, &explain::Local::read())),

@@ -15,7 +15,7 @@ use crate::{
 pub(super) struct ExplainArgs {
     #[command(flatten)]
     common: Common,
-    /// tcp://ADDRESS:PORT, udp://ADDRESS:PORT or vip://NAME[?from=TASK]; IPv6 in brackets
+    /// tcp://ADDRESS:PORT, udp://ADDRESS:PORT, vip://NAME[?from=TASK] or dns://NAME[?from=TASK][&type=AAAA]; IPv6 in brackets
     #[arg(value_name = "TARGET")]
     target: Target,
 }

@@ -1,4 +1,4 @@
-//! `swarmesh services` and `swarmesh endpoints`.
+//! `swarmesh services`, `swarmesh endpoints` and `swarmesh names`.
 
 use swarmesh_model::{EndpointMode, PublishMode};
 
@@ -10,6 +10,7 @@ use crate::{
     config::{Config, Output},
     view::{
         endpoints::{EndpointRow, Front},
+        names::NameRow,
         services::{PortRow, ServiceRow},
     },
 };
@@ -60,6 +61,27 @@ fn port(port: &PortRow) -> String {
         PublishMode::Host => " (host)",
     };
     format!("{published}->{}/{}{mode}", port.target, port.protocol)
+}
+
+/// `swarmesh names`.
+pub(super) fn names(config: &Config, everything: bool) -> Result<(), CliError> {
+    let client = Client::new(&config.admin);
+    let text = client.get(if everything { "/v1/names?all=true" } else { "/v1/names" })?;
+    match config.output {
+        Output::Json => out::text(&text)?,
+        Output::Table => out::text(&names_table(&client.parse::<Vec<NameRow>>(&text)?).to_string())?,
+    }
+    Ok(())
+}
+
+fn names_table(rows: &[NameRow]) -> Table {
+    let mut table = Table::new(&["NETWORK", "NAME", "KIND", "ADDRESSES", "OWNER"]);
+    for row in rows {
+        let addresses: Vec<String> = row.addresses.iter().map(ToString::to_string).collect();
+        let addresses = if addresses.is_empty() { "none now".to_owned() } else { addresses.join(",") };
+        table.row([row.network.clone(), row.name.clone(), row.kind.clone(), addresses, row.owner.clone()]);
+    }
+    table
 }
 
 pub(super) fn endpoints(config: &Config) -> Result<(), CliError> {

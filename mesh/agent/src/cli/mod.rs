@@ -16,6 +16,7 @@ use std::{
 };
 
 use clap::{Args, Parser};
+use swarmesh_dns::Compat;
 use swarmesh_kernel::KernelError;
 use swarmesh_lab::{
     command::{self as lab, LabCommand},
@@ -33,7 +34,7 @@ use crate::{
 };
 
 #[derive(Debug, Parser)]
-#[command(name = "swarmesh", version, about = "Service networking for Docker Swarm: published ports and virtual IPs")]
+#[command(name = "swarmesh", version, about = "Service networking for Docker Swarm: published ports, virtual IPs and names")]
 enum Program {
     /// Run the node agent in the foreground
     Agent(AgentArgs),
@@ -43,6 +44,8 @@ enum Program {
     Services(Common),
     /// List every virtual IP and published port with the tasks behind it
     Endpoints(Common),
+    /// List every name that containers of this node can ask for
+    Names(NamesArgs),
     /// Show what is or would be applied
     Plan(plan::PlanArgs),
     /// Tell where a packet goes and why
@@ -84,6 +87,18 @@ impl Common {
 }
 
 #[derive(Clone, Debug, Args)]
+struct NamesArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Those of all networks, also where no container of this node is
+    #[arg(long)]
+    all: bool,
+    /// List nothing; have the agent log one of N queries from now on, none with 0
+    #[arg(long, value_name = "N")]
+    log_every: Option<u64>,
+}
+
+#[derive(Clone, Debug, Args)]
 struct AgentArgs {
     #[command(flatten)]
     common: Common,
@@ -105,6 +120,18 @@ struct AgentArgs {
     /// Which node of the snapshot this is [default: the source's word, else this host's name]
     #[arg(long, env = "SWARMESH_NODE", value_name = "ID|HOSTNAME")]
     node: Option<String>,
+    /// on: answer names on 127.0.0.11 in the containers; off: leave that to Docker [default: on]
+    #[arg(long, env = "SWARMESH_DNS", value_name = "WHETHER", value_parser = config::dns)]
+    dns: Option<bool>,
+    /// Seconds that a client may keep an answer about names of the swarm [default: 5]
+    #[arg(long, env = "SWARMESH_DNS_TTL", value_name = "SECONDS", value_parser = config::ttl)]
+    dns_ttl: Option<u32>,
+    /// swarmesh, or docker: keep Docker's habits where ours differ [default: swarmesh]
+    #[arg(long, env = "SWARMESH_DNS_COMPAT", value_name = "WHOSE", value_parser = config::compat)]
+    dns_compat: Option<Compat>,
+    /// The file that names the host's servers, as seen by the agent [default: /etc/resolv.conf]
+    #[arg(long, env = "SWARMESH_RESOLV_CONF", value_name = "FILE")]
+    resolv_conf: Option<PathBuf>,
     /// What to log, in RUST_LOG's syntax [default: info]
     #[arg(long, env = "SWARMESH_LOG", value_name = "FILTER")]
     log: Option<String>,
@@ -123,6 +150,10 @@ impl AgentArgs {
             node: self.node,
             output: self.common.output,
             log: self.log,
+            dns: self.dns,
+            dns_ttl: self.dns_ttl,
+            dns_compat: self.dns_compat,
+            resolv_conf: self.resolv_conf,
         };
         Ok(flags.over(file).settle())
     }
@@ -217,6 +248,16 @@ fn run(program: Program) -> Result<ExitCode, CliError> {
         Program::Status(args) => status::run(&args.settle()?)?,
         Program::Services(args) => lists::services(&args.settle()?)?,
         Program::Endpoints(args) => lists::endpoints(&args.settle()?)?,
+        Program::Names(NamesArgs { common, log_every: Some(every), .. }) => {
+            let config = common.settle()?;
+            let answer = Client::new(&config.admin).post(&format!("/v1/names/log?every={every}"))?;
+            match config.output {
+                Output::Json => out::text(&answer)?,
+                Output::Table if every == 0 => out::text("the agent logs no queries\n")?,
+                Output::Table => out::text(&format!("the agent logs one of {every} queries\n"))?,
+            }
+        }
+        Program::Names(args) => lists::names(&args.common.settle()?, args.all)?,
         Program::Plan(args) => plan::run(args)?,
         Program::Explain(args) => explain::run(args)?,
         Program::Doctor(args) => doctor::run(args)?,

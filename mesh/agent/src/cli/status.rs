@@ -78,6 +78,24 @@ fn render(status: &Status) -> String {
         );
     }
     line("", format!("{} commits, {} operations, {} errors, {} healed", plane.commits, plane.operations, plane.errors, plane.healed));
+    line(
+        "names",
+        match &status.names {
+            None => "off: Docker's own resolver answers".to_owned(),
+            Some(names) => {
+                let pending = if names.pending > 0 { format!(", {} STILL BY DOCKER", names.pending) } else { String::new() };
+                let log = if names.log_every > 0 { format!(", one of {} logged", names.log_every) } else { String::new() };
+                format!("{} containers are answered{pending}, {} queries{log}", names.answered, names.queries)
+            }
+        },
+    );
+    if let Some(names) = &status.names {
+        let servers: Vec<String> = names.host_servers.iter().map(ToString::to_string).collect();
+        line(
+            "",
+            format!("everything else: {}", if servers.is_empty() { "the host names no server".to_owned() } else { servers.join(", ") }),
+        );
+    }
 
     let mut places = Table::new(&["PLACE", "STATE", "SINCE", "FRONTS", "HEALED", "PATH"]);
     for place in &plane.places {

@@ -4,7 +4,7 @@ use std::{io, thread};
 
 use nix::sched::{CloneFlags, unshare};
 use swarmesh_dataplane::{MARK, MARK_MASK, RETURN_PRIORITY, RETURN_TABLE};
-use swarmesh_kernel::{FlowFilter, Kernel, KernelError, LinuxKernel, Namespace};
+use swarmesh_kernel::{Family, FlowFilter, Kernel, KernelError, LinuxKernel, Namespace, NftOp};
 use swarmesh_model::Protocol;
 
 use super::{Finding, tools::run};
@@ -81,6 +81,7 @@ fn try_all() -> Vec<Finding> {
         Ok(mut ns) => {
             findings.push(rules(&mut *ns));
             findings.push(conntrack(&mut *ns));
+            findings.push(owned_tables(&mut *ns));
         }
         Err(error) => findings.push(Finding::critical("netlink", error.to_string(), MODULES)),
     }
@@ -133,6 +134,18 @@ fn conntrack(ns: &mut dyn Namespace) -> Finding {
             "conntrack",
             error.to_string(),
             "modprobe nf_conntrack_netlink; without it, UDP flows stay with tasks that are gone",
+        ),
+    }
+}
+
+/// The way of containers' questions to our resolver, which must end with the agent.
+fn owned_tables(ns: &mut dyn Namespace) -> Finding {
+    match ns.commit(&[NftOp::AddOwnedTable { family: Family::Ip, table: "probe_owned" }]) {
+        Ok(()) => Finding::ok("nftables: owned tables", "names are answered here, and by Docker as soon as the agent ends (Linux 5.12)"),
+        Err(error) => Finding::warning(
+            "nftables: owned tables",
+            error.to_string(),
+            "use Linux 5.12 or newer; without it, names are left to Docker's resolver",
         ),
     }
 }

@@ -5,6 +5,7 @@ mod worker;
 
 use std::{
     io,
+    net::IpAddr,
     sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
@@ -12,9 +13,9 @@ use std::{
 
 use swarmesh_plan::Takeover;
 use swarmesh_source::Update;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{Plane, Store, view::Shared};
+use crate::{Names, Plane, Store, view::Shared};
 
 /// What the engine must know from the start.
 #[derive(Clone, Debug)]
@@ -28,6 +29,14 @@ pub struct Settings {
     /// How long the source may take before the stored snapshot is used.
     pub patience: Duration,
     pub audit_every: Duration,
+}
+
+/// Names, and what they need to hear of the host.
+#[derive(Debug)]
+pub struct Resolver {
+    pub names: Names,
+    /// The servers in the host's `resolv.conf`. A receiver that has seen nothing yet.
+    pub host_servers: watch::Receiver<Arc<[IpAddr]>>,
 }
 
 #[derive(Debug)]
@@ -75,6 +84,7 @@ impl Engine {
         settings: Settings,
         updates: mpsc::Receiver<Update>,
         make_plane: impl FnOnce() -> P + Send + 'static,
+        resolver: Option<Resolver>,
     ) -> Result<Self, EngineError> {
         let shared = Arc::new(Shared::default());
         let (commands, received) = mpsc::channel(8);
@@ -82,7 +92,7 @@ impl Engine {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = EngineHandle { shared: Arc::clone(&shared), commands };
         let thread = thread::Builder::new().name("engine".to_owned()).spawn(move || {
-            let worker = worker::Worker::new(settings, make_plane(), shared, is_ready);
+            let worker = worker::Worker::new(settings, make_plane(), resolver, shared, is_ready);
             runtime.block_on(worker.run(updates, received));
         })?;
         Ok(Self { handle, ready: Some(ready), thread })

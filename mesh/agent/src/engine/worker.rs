@@ -3,28 +3,30 @@
 use std::{
     future::pending,
     io,
+    net::IpAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use nix::poll::{PollFd, PollFlags, poll};
+use swarmesh_dataplane::PlaneStatus;
 use swarmesh_model::{Delta, Node, NodeId, Problem};
 use swarmesh_plan::{NodeContext, PlanDelta, Planner};
 use swarmesh_source::Update;
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::{MissedTickBehavior, interval_at, sleep_until, timeout},
 };
 
 use super::{
-    Command, Settings,
+    Command, Resolver, Settings,
     batch::{Batch, Clues, LARGEST},
 };
 use crate::{
-    Plane,
+    Names, Plane, ResolverStatus,
     store::{Memory, StoreError},
     view::{Origin, Shared},
 };
@@ -38,6 +40,9 @@ const IDENTITY_PATIENCE: Duration = Duration::from_millis(250);
 pub(super) struct Worker<P> {
     settings: Settings,
     plane: P,
+    names: Option<Names>,
+    /// The host's own name servers, as its file has them now.
+    host_servers: Option<watch::Receiver<Arc<[IpAddr]>>>,
     planner: Planner,
     shared: Arc<Shared>,
     memory: Memory,
@@ -60,8 +65,25 @@ pub(super) struct Worker<P> {
 }
 
 impl<P: Plane> Worker<P> {
-    pub(super) fn new(settings: Settings, plane: P, shared: Arc<Shared>, is_ready: oneshot::Sender<()>) -> Self {
+    pub(super) fn new(
+        settings: Settings,
+        plane: P,
+        resolver: Option<Resolver>,
+        shared: Arc<Shared>,
+        is_ready: oneshot::Sender<()>,
+    ) -> Self {
+        let (names, host_servers) = resolver.map_or((None, None), |mut r| {
+            // What the file says at the start is news, too.
+            r.host_servers.mark_changed();
+            (Some(r.names), Some(r.host_servers))
+        });
+        if let Some(names) = &names {
+            let dns = Arc::clone(names.shared());
+            shared.change(|view| view.dns = Some(dns));
+        }
         let mut this = Self {
+            names,
+            host_servers,
             planner: Planner::new(NodeContext::default()),
             settings,
             plane,
@@ -104,7 +126,8 @@ impl<P: Plane> Worker<P> {
         let mut patience = Some(Instant::now() + self.settings.patience);
         let mut source_lives = true;
         loop {
-            let due = self.plane.run_due(Instant::now());
+            let now = Instant::now();
+            let due = [self.plane.run_due(now), self.names.as_mut().and_then(|n| n.run_due(now))].into_iter().flatten().min();
             self.publish();
             tokio::select! {
                 command = commands.recv() => match command {
@@ -133,7 +156,13 @@ impl<P: Plane> Worker<P> {
                     self.say_ready();
                 }
                 () = changed(events.as_ref()) => self.check_events(),
-                _ = audit.tick() => self.plane.audit(Instant::now()),
+                () = next(&mut self.host_servers) => self.take_host_servers(),
+                _ = audit.tick() => {
+                    self.plane.audit(Instant::now());
+                    if let Some(names) = &mut self.names {
+                        names.audit(Instant::now());
+                    }
+                }
             }
         }
         if self.store_at.is_some() {
@@ -144,6 +173,19 @@ impl<P: Plane> Worker<P> {
             let _ = storing.await;
         }
         self.publish_now();
+        if let Some(names) = self.names.take() {
+            // It waits for what was asked upstream.
+            let _ = tokio::task::spawn_blocking(move || names.stop()).await;
+        }
+    }
+
+    /// Says whose servers the host asks now, the first time included.
+    fn take_host_servers(&mut self) {
+        if let (Some(names), Some(servers)) = (&mut self.names, &mut self.host_servers) {
+            let now = Arc::clone(&servers.borrow_and_update());
+            names.set_host_servers(Arc::clone(&now));
+            self.shared.change(|view| view.host_servers = now);
+        }
     }
 
     #[expect(deprecated, reason = "the new constructors are unsafe for types that may close their descriptor early; an OwnedFd does not")]
@@ -225,10 +267,13 @@ impl<P: Plane> Worker<P> {
     /// Programs the kernel, then tells.
     fn carry_out(&mut self, plan: &PlanDelta, also: impl FnOnce(&mut crate::view::View)) {
         self.plane.apply(plan, Instant::now());
+        if let Some(names) = &mut self.names {
+            names.apply(&plan.names, Instant::now());
+        }
         // In one step with what is pending of it: nobody must see the new version with the old all-clear.
         let now = Instant::now();
-        let settled = self.plane.is_settled();
-        let status = (!settled || !self.was_settled).then(|| self.plane.status(now));
+        let settled = self.is_settled();
+        let status = (!settled || !self.was_settled).then(|| self.status(now));
         if status.is_some() {
             self.was_settled = settled;
             self.status_read = Some(now);
@@ -240,12 +285,21 @@ impl<P: Plane> Worker<P> {
             view.plan.apply(plan);
             view.origin = origin;
             view.context = context;
-            if let Some(status) = status {
-                view.plane = status;
+            if let Some((plane, resolvers)) = status {
+                view.plane = plane;
+                view.resolvers = resolvers;
                 view.plane_read = Some(now);
             }
         });
         self.status_at.get_or_insert_with(Instant::now);
+    }
+
+    fn is_settled(&self) -> bool {
+        self.plane.is_settled() && self.names.as_ref().is_none_or(Names::is_settled)
+    }
+
+    fn status(&self, now: Instant) -> (PlaneStatus, Vec<ResolverStatus>) {
+        (self.plane.status(now), self.names.as_ref().map(|n| n.status(now)).unwrap_or_default())
     }
 
     fn identity_after<'n>(&self, nodes: impl Iterator<Item = &'n Node> + Clone) -> Result<NodeId, String> {
@@ -381,7 +435,7 @@ impl<P: Plane> Worker<P> {
     /// Makes the status anew where that is due: at once whenever something is pending or has ceased to be.
     fn publish(&mut self) {
         let now = Instant::now();
-        let settled = self.plane.is_settled();
+        let settled = self.is_settled();
         let recent = self.status_read.map(|at| at + STATUS_EVERY).filter(|due| *due > now);
         match recent {
             Some(due) if settled && self.was_settled => {
@@ -395,12 +449,13 @@ impl<P: Plane> Worker<P> {
 
     fn publish_now(&mut self) {
         let now = Instant::now();
-        let status = self.plane.status(now);
-        self.was_settled = self.plane.is_settled();
+        let (plane, resolvers) = self.status(now);
+        self.was_settled = self.is_settled();
         self.status_read = Some(now);
         self.status_at = None;
         self.shared.change(|view| {
-            view.plane = status;
+            view.plane = plane;
+            view.resolvers = resolvers;
             view.plane_read = Some(now);
         });
     }
@@ -434,6 +489,15 @@ async fn changed(events: Option<&AsyncFd<OwnedFd>>) {
             tracing::warn!(%error, "foreign changes are noticed by the audit only");
             pending::<()>().await;
         }
+    }
+}
+
+/// Resolves when the host's servers have changed, and the first time at once.
+async fn next(servers: &mut Option<watch::Receiver<Arc<[IpAddr]>>>) {
+    let Some(receiver) = servers else { return pending().await };
+    if receiver.changed().await.is_err() {
+        // Nobody tells any more; what was told last holds.
+        pending::<()>().await;
     }
 }
 

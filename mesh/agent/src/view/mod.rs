@@ -5,6 +5,7 @@
 
 pub mod endpoints;
 pub mod explain;
+pub mod names;
 pub mod services;
 pub mod status;
 
@@ -20,6 +21,8 @@ use swarmesh_dataplane::{PlaceState, PlaceStatus, PlaneStatus};
 use swarmesh_model::{Node, NodeId, Problem, Service, Snapshot, TaskId};
 use swarmesh_plan::{NodeContext, NodePlan, Policy, Takeover};
 use swarmesh_source::SourceState;
+
+use crate::ResolverStatus;
 
 /// Where the snapshot in force came from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +47,12 @@ pub struct View {
     pub origin: Origin,
     pub source: Option<SourceState>,
     pub plane: PlaneStatus,
+    /// One per container of this node that asks for names; none with `--dns off`.
+    pub resolvers: Vec<ResolverStatus>,
+    /// Of the host, for containers without servers of their own.
+    pub host_servers: std::sync::Arc<[IpAddr]>,
+    /// What the resolver counts; `None` with `--dns off`.
+    pub dns: Option<std::sync::Arc<swarmesh_dns::Shared>>,
     /// When `plane` was read.
     pub plane_read: Option<Instant>,
     /// Why it is not known which node this is, when the snapshot has nodes to choose from.

@@ -1,8 +1,9 @@
 //! `/v1/status` and `/readyz`.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use swarmesh_dns::stats::Ending;
 use swarmesh_model::Problem;
 use swarmesh_plan::Takeover;
 
@@ -18,6 +19,8 @@ pub struct Status {
     pub source: Option<Source>,
     pub snapshot: SnapshotRow,
     pub plane: Plane,
+    /// `None` with `--dns off`.
+    pub names: Option<Names>,
     /// What is not applied yet, by name; empty when `/readyz` says 200.
     pub pending: Vec<Pending>,
     pub problems: Vec<Problem>,
@@ -65,6 +68,20 @@ pub struct Plane {
     pub operations: u64,
     pub errors: u64,
     pub healed: u64,
+}
+
+/// The resolver of this node's containers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Names {
+    /// Containers whose questions are answered here.
+    pub answered: usize,
+    /// Containers whose questions go to Docker's resolver still; `pending` says why.
+    pub pending: usize,
+    /// Who is asked about everything else.
+    pub host_servers: Vec<std::net::IpAddr>,
+    pub queries: u64,
+    /// Every so many queries one is logged; 0 is never.
+    pub log_every: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -142,6 +159,16 @@ pub fn status(view: &View, uptime: Duration) -> Status {
             errors: view.plane.errors,
             healed: view.plane.healed,
         },
+        names: view.dns.as_ref().map(|dns| {
+            let waiting = view.resolvers.iter().filter(|r| !r.error.is_empty()).count();
+            Names {
+                answered: view.resolvers.len() - waiting,
+                pending: waiting,
+                host_servers: view.host_servers.to_vec(),
+                queries: Ending::ALL.iter().map(|ending| dns.stats.of(*ending)).sum(),
+                log_every: dns.log_every.load(Relaxed),
+            }
+        }),
         pending,
         problems: view.problems(),
     }
@@ -172,5 +199,7 @@ pub fn pending(view: &View) -> Vec<Pending> {
         pending.push(Pending { what: "node".to_owned(), why: why.clone() });
     }
     pending.extend(view.pending_places().map(|p| Pending { what: p.place.clone(), why: p.error.clone() }));
+    let resolvers = view.resolvers.iter().filter(|r| !r.error.is_empty());
+    pending.extend(resolvers.map(|r| Pending { what: format!("names of {}", r.task), why: r.error.clone() }));
     pending
 }

@@ -1,6 +1,7 @@
 //! `/v1/explain`: where a packet goes and why, hop by hop, and what is missing.
 
 mod backends;
+mod dns;
 mod port;
 #[cfg(test)]
 mod tests;
@@ -20,10 +21,14 @@ pub enum Target {
     Port { protocol: Protocol, address: IpAddr, port: u16 },
     /// `vip://web`, `vip://10.0.1.5?from=web.1.x`.
     Vip { name: String, from: Option<String> },
+    /// `dns://web?from=web.1.x&type=AAAA`.
+    Dns { name: String, from: Option<String>, kind: u16 },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{target:?} cannot be explained: {problem}; use tcp://ADDRESS:PORT, udp://ADDRESS:PORT or vip://NAME[?from=TASK]")]
+#[error(
+    "{target:?} cannot be explained: {problem}; use tcp://ADDRESS:PORT, udp://ADDRESS:PORT, vip://NAME[?from=TASK] or dns://NAME[?from=TASK][&type=A]"
+)]
 pub struct TargetError {
     target: String,
     problem: &'static str,
@@ -50,6 +55,29 @@ impl FromStr for Target {
                 let name = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
                 return Ok(Self::Vip { name: name.to_owned(), from: from.map(str::to_owned) });
             }
+            "dns" => {
+                let (name, query) = rest.split_once('?').map_or((rest, ""), |(name, query)| (name, query));
+                let (mut from, mut kind) = (None, swarmesh_dns::wire::kind::A);
+                for pair in query.split('&').filter(|p| !p.is_empty()) {
+                    match pair.split_once('=') {
+                        Some(("from", task)) if !task.is_empty() => from = Some(task.to_owned()),
+                        Some(("type", word)) => {
+                            let known = dns::KINDS.iter().find(|(name, _)| name.eq_ignore_ascii_case(word));
+                            kind = known.ok_or_else(|| wrong("type is one of A, AAAA, PTR, SRV, MX and ANY"))?.1;
+                        }
+                        _ => return Err(wrong("only from=TASK and type=TYPE may follow the question mark")),
+                    }
+                }
+                if name.is_empty() {
+                    return Err(wrong("a name is missing"));
+                }
+                // An address is asked for by its reverse name.
+                let (name, kind) = match name.trim_matches(['[', ']']).parse::<IpAddr>() {
+                    Ok(address) => (swarmesh_dns::reverse_name(address), swarmesh_dns::wire::kind::PTR),
+                    Err(_) => (name.trim_end_matches('/').to_owned(), kind),
+                };
+                return Ok(Self::Dns { name, from, kind });
+            }
             _ => return Err(wrong("unknown scheme")),
         };
         let address: std::net::SocketAddr =
@@ -67,6 +95,11 @@ impl fmt::Display for Target {
             Self::Port { protocol, address, port } => write!(f, "{protocol}://{}", socket(*address, *port)),
             Self::Vip { name, from: None } => write!(f, "vip://{name}"),
             Self::Vip { name, from: Some(task) } => write!(f, "vip://{name}?from={task}"),
+            Self::Dns { name, from, kind } => {
+                let kind = dns::KINDS.iter().find(|(_, number)| number == kind).map_or("a", |(name, _)| name);
+                write!(f, "dns://{name}?type={kind}")?;
+                from.iter().try_for_each(|task| write!(f, "&from={task}"))
+            }
         }
     }
 }
@@ -151,6 +184,7 @@ pub fn explain(view: &View, target: &Target, local: &Local) -> Explanation {
     let (verdict, summary) = match target {
         Target::Port { protocol, address, port } => port::explain(view, &mut story, local, *protocol, *address, *port),
         Target::Vip { name, from } => vip::explain(view, &mut story, name, from.as_deref()),
+        Target::Dns { name, from, kind } => dns::explain(view, &mut story, name, from.as_deref(), *kind),
     };
     story.0.verdict = verdict;
     story.0.summary = summary;

@@ -61,13 +61,24 @@ fn pending(place: &str) -> PlaceStatus {
 
 #[test]
 fn targets_read_as_they_are_written() {
-    for text in ["tcp://192.0.2.1:80", "udp://[2001:db8::1]:53", "vip://web", "vip://fd00::2", "vip://web?from=web.1"] {
+    for text in [
+        "tcp://192.0.2.1:80",
+        "udp://[2001:db8::1]:53",
+        "vip://web",
+        "vip://fd00::2",
+        "vip://web?from=web.1",
+        "dns://web?type=a",
+        "dns://web?type=srv&from=web.1",
+    ] {
         assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
     }
+    assert_eq!("dns://10.0.1.2".parse::<Target>().unwrap().to_string(), "dns://2.1.0.10.in-addr.arpa?type=ptr");
     for text in [
         "",
         "web",
-        "dns://web",
+        "dns://",
+        "dns://web?type=x",
+        "dns://web?to=web.1",
         "http://x/",
         "tcp://host:80",
         "tcp://192.0.2.1",

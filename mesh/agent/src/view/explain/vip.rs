@@ -159,7 +159,7 @@ fn targets(vip: &VirtualService) -> (bool, Targets) {
 }
 
 /// By full name, id, container id, or a prefix of one of the ids that is long enough to be meant.
-fn find_task<'a>(view: &'a View, name: &str) -> Option<&'a Task> {
+pub(super) fn find_task<'a>(view: &'a View, name: &str) -> Option<&'a Task> {
     let tasks = || view.snapshot.tasks.values().map(AsRef::as_ref);
     let exact = |t: &&Task| t.name == name || t.id.as_str() == name || t.container.as_deref() == Some(name);
     let prefix = |t: &&Task| {

@@ -1,0 +1,105 @@
+//! A question for a name: who asks, which network knows it, or who is asked instead.
+
+use std::sync::Arc;
+
+use swarmesh_dns::wire::kind;
+use swarmesh_plan::AskerPlan;
+
+use super::{Story, Verdict, View, vip::find_task};
+use crate::{
+    names::Book,
+    view::names::{all, upstreams},
+};
+
+type Outcome = (Verdict, String);
+
+/// What may follow `&type=`.
+pub(super) const KINDS: [(&str, u16); 6] =
+    [("a", kind::A), ("aaaa", kind::AAAA), ("ptr", kind::PTR), ("srv", kind::SRV), ("mx", kind::MX), ("any", kind::ANY)];
+
+pub(super) fn explain(view: &View, story: &mut Story, name: &str, from: Option<&str>, kind: u16) -> Outcome {
+    if view.dns.is_none() && view.origin != super::super::Origin::File {
+        story.hop("resolver", "the agent runs with --dns off: Docker's own resolver answers");
+        return (Verdict::NotOurs, "names are left to Docker".to_owned());
+    }
+    let askers: Vec<&Arc<AskerPlan>> = match from {
+        None => view.plan.names.askers.values().collect(),
+        Some(from) => {
+            let Some(task) = find_task(view, from) else {
+                story.hop("asker", format!("no task has the name or id {from}"));
+                return (Verdict::NotOurs, format!("there is no task {from}"));
+            };
+            let Some(asker) = view.plan.names.askers.get(&task.id) else {
+                let why = if task.node == view.context.node && task.node.is_some() {
+                    "runs here, but has no resolver of ours: no network with names, or its sandbox is not known (yet)".to_owned()
+                } else {
+                    format!("runs on {}; ask that node's agent", view.task_node(&task.id))
+                };
+                story.hop("asker", format!("{} {why}", task.name));
+                return (Verdict::NotOurs, format!("{} {why}", task.name));
+            };
+            vec![asker]
+        }
+    };
+    if askers.is_empty() {
+        story.hop("asker", "no container of this node is in a network with names");
+        return (Verdict::NotOurs, "nobody here can ask".to_owned());
+    }
+    let mut book = Book::default();
+    book.apply(&all(view));
+    let mut outcomes: Vec<(Outcome, Vec<&str>)> = Vec::new();
+    for asker in &askers {
+        let outcome = one(view, &book, asker, name, kind);
+        match outcomes.iter_mut().find(|(known, _)| *known == outcome) {
+            Some((_, who)) => who.push(&asker.name),
+            None => outcomes.push((outcome, vec![&asker.name])),
+        }
+    }
+    for ((_, what), who) in &outcomes {
+        story.hop("asker", format!("{}: {what}", who.join(", ")));
+    }
+    for asker in &askers {
+        let resolver = view.resolvers.iter().find(|r| r.task == asker.name && !r.error.is_empty());
+        if let Some(pending) = resolver {
+            story.missing(format!("in {} Docker's resolver answers instead: {}", asker.name, pending.error));
+        }
+    }
+    let best = outcomes.into_iter().map(|(outcome, _)| outcome).min_by_key(|(verdict, _)| *verdict != Verdict::Delivered);
+    best.unwrap_or((Verdict::NotOurs, "nobody here can ask".to_owned()))
+}
+
+fn one(view: &View, book: &Book, plan: &AskerPlan, name: &str, kind: u16) -> Outcome {
+    let asker = book.asker(0, plan);
+    let lower = name.trim_end_matches('.').to_ascii_lowercase();
+    if let Some((network, rest)) = asker.find(&lower, |found| (found.network.title.to_string(), found.name.to_owned())) {
+        let searched: Vec<&str> = asker.networks.iter().map(|n| &*n.title).collect();
+        let answers = swarmesh_dns::answers(&asker, &lower, kind);
+        let what = if answers.is_empty() {
+            format!("network {network} knows {rest}, which has nothing of this type now: an empty answer, and nothing is asked upstream")
+        } else {
+            format!("network {network} knows {rest}: {}", answers.join(", "))
+        };
+        let order =
+            if searched.len() > 1 { format!(" (its networks are searched in the order {})", searched.join(", ")) } else { String::new() };
+        return (Verdict::Delivered, format!("{what}{order}"));
+    }
+    let answers = swarmesh_dns::answers(&asker, &lower, kind);
+    if !answers.is_empty() {
+        return (Verdict::Delivered, answers.join(", "));
+    }
+    if plan.keeps_single_labels && !lower.contains('.') && matches!(kind, kind::A | kind::AAAA) {
+        return (
+            Verdict::Refused,
+            "no network knows it, and ndots was set: a name without a dot is not asked upstream, and gets an empty answer".to_owned(),
+        );
+    }
+    match upstreams(view, plan) {
+        list if !list.is_empty() => {
+            (Verdict::NotOurs, format!("no network of it knows {lower}; asked upstream, in this order: {}", list.join("; ")))
+        }
+        _ if !plan.leads_out => {
+            (Verdict::Refused, "no network of it knows it, and none leads out, so nobody is asked: SERVFAIL".to_owned())
+        }
+        _ => (Verdict::Refused, "no network of it knows it, and the host names no server: SERVFAIL".to_owned()),
+    }
+}

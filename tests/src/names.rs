@@ -1,0 +1,178 @@
+//! Asking for names, as a program in a container would, and a server upstream that remembers what it was asked.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use hickory_proto::{
+    op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
+    rr::{Name, RData, Record, RecordType, rdata},
+    serialize::binary::BinEncodable,
+};
+
+use crate::netns::{spawn_within, within};
+
+const RESOLVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11)), 53);
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A question. `edns` is the size of datagram that the asker takes.
+pub fn question(name: &str, kind: RecordType, edns: Option<u16>) -> Result<Message> {
+    let mut message = Message::new(rand_id(), MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(Name::from_ascii(name)?, kind));
+    if let Some(size) = edns {
+        let mut opt = Edns::new();
+        opt.set_max_payload(size);
+        message.set_edns(opt);
+    }
+    Ok(message)
+}
+
+fn rand_id() -> u16 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0) as u16
+}
+
+/// Asks 127.0.0.11 in a namespace by one datagram, and once more if nothing comes, as resolvers do.
+pub fn ask(namespace: &Path, message: &Message) -> Result<Message> {
+    let (bytes, id) = (message.to_bytes()?, message.metadata.id);
+    within(namespace, move || {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.connect(RESOLVER)?;
+        let answer = ask_on(&socket, &bytes)?;
+        ensure!(answer.metadata.id == id, "an answer to another question");
+        Ok(answer)
+    })?
+}
+
+/// Asks on a socket that is connected to the resolver.
+pub fn ask_on(socket: &UdpSocket, bytes: &[u8]) -> Result<Message> {
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.send(bytes)?;
+    let mut room = vec![0; 65_535];
+    let len = socket.recv(&mut room).context("no answer")?;
+    Ok(Message::from_vec(&room[..len])?)
+}
+
+/// Asks over TCP, everything on one connection, and returns the answers as they come.
+pub fn ask_tcp(namespace: &Path, messages: &[Message]) -> Result<Vec<Message>> {
+    let messages: Vec<Vec<u8>> = messages.iter().map(BinEncodable::to_bytes).collect::<Result<_, _>>()?;
+    within(namespace, move || {
+        let mut stream = TcpStream::connect_timeout(&RESOLVER, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        for message in &messages {
+            stream.write_all(&u16::try_from(message.len())?.to_be_bytes())?;
+            stream.write_all(message)?;
+        }
+        let mut answers = Vec::new();
+        for _ in &messages {
+            let mut length = [0; 2];
+            stream.read_exact(&mut length)?;
+            let mut answer = vec![0; usize::from(u16::from_be_bytes(length))];
+            stream.read_exact(&mut answer)?;
+            answers.push(Message::from_vec(&answer)?);
+        }
+        Ok(answers)
+    })?
+}
+
+/// The data of the answer's records, sorted.
+pub fn data(message: &Message) -> Vec<String> {
+    let mut data: Vec<String> = message.answers.iter().map(|r| r.data.to_string()).collect();
+    data.sort();
+    data
+}
+
+/// The addresses that a name has for a namespace, sorted.
+pub fn addresses(namespace: &Path, name: &str) -> Result<Vec<String>> {
+    let answer = ask(namespace, &question(name, RecordType::A, None)?)?;
+    ensure!(answer.metadata.response_code == ResponseCode::NoError, "{name}: {}", answer.metadata.response_code);
+    Ok(data(&answer))
+}
+
+/// True of an answer that says: the name is ours, and has nothing of the sort.
+pub fn is_no_data(message: &Message) -> bool {
+    message.metadata.response_code == ResponseCode::NoError
+        && message.answers.is_empty()
+        && message.authorities.iter().any(|r| matches!(r.data, RData::SOA(_)))
+}
+
+/// A name server in a namespace, which knows every name below `example.` and no other.
+#[derive(Debug)]
+pub struct Upstream {
+    asked: Arc<Mutex<Vec<String>>>,
+    is_dead: Arc<AtomicBool>,
+    is_over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Upstream {
+    pub fn start(namespace: &Path, address: IpAddr) -> Result<Self> {
+        let socket = within(namespace, move || UdpSocket::bind((address, 53)))??;
+        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        let (asked, is_dead, is_over) = (Arc::default(), Arc::default(), Arc::default());
+        let mut server = Self { asked: Arc::clone(&asked), is_dead: Arc::clone(&is_dead), is_over: Arc::clone(&is_over), thread: None };
+        server.thread = Some(spawn_within(namespace, move || serve(&socket, &asked, &is_dead, &is_over))?);
+        Ok(server)
+    }
+
+    /// What it was asked since this was last called, sorted, each once.
+    pub fn asked(&self) -> Vec<String> {
+        let mut asked = std::mem::take(&mut *self.asked.lock().unwrap_or_else(PoisonError::into_inner));
+        asked.sort();
+        asked.dedup();
+        asked
+    }
+
+    /// From now on it takes questions and says nothing, or answers again.
+    pub fn set_dead(&self, dead: bool) {
+        self.is_dead.store(dead, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(socket: &UdpSocket, asked: &Mutex<Vec<String>>, is_dead: &AtomicBool, is_over: &AtomicBool) {
+    let mut room = [0; 4096];
+    while !is_over.load(Ordering::Relaxed) {
+        let Ok((len, client)) = socket.recv_from(&mut room) else { continue };
+        let Ok(question) = Message::from_vec(&room[..len]) else { continue };
+        let Some(query) = question.queries.first() else { continue };
+        let name = query.name().to_string().to_ascii_lowercase();
+        asked.lock().unwrap_or_else(PoisonError::into_inner).push(name.clone());
+        if is_dead.load(Ordering::Relaxed) {
+            continue;
+        }
+        let mut answer = Message::new(question.metadata.id, MessageType::Response, OpCode::Query);
+        answer.metadata.recursion_available = true;
+        answer.queries = question.queries.clone();
+        let soa = || Record::from_rdata(Name::root(), 30, RData::SOA(rdata::SOA::new(Name::root(), Name::root(), 1, 1, 1, 1, 30)));
+        if !name.ends_with(".example.") {
+            answer.metadata.response_code = ResponseCode::NXDomain;
+            answer.add_authority(soa());
+        } else if query.query_type() == RecordType::A {
+            answer.add_answer(Record::from_rdata(query.name().clone(), 30, RData::A(rdata::A(Ipv4Addr::new(198, 51, 100, 7)))));
+        } else {
+            answer.add_authority(soa());
+        }
+        if let Ok(bytes) = answer.to_bytes() {
+            let _ = socket.send_to(&bytes, client);
+        }
+    }
+}
