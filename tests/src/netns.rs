@@ -3,7 +3,21 @@
 use std::{fs::File, path::Path, thread};
 
 use anyhow::{Context, Result, anyhow};
+
 use nix::sched::{CloneFlags, setns};
+
+/// Of a listing of nftables, what outlives an agent and changes by writes alone: neither the way to its resolver, which is a
+/// table of the agent's process, nor what clients are remembered by.
+pub fn lasting_rules(listing: &str) -> String {
+    let mut is_resolvers = false;
+    let lasting = listing.lines().filter(|line| {
+        if line.starts_with("table ") {
+            is_resolvers = line.starts_with("table ip swarmesh_names");
+        }
+        !is_resolvers && !line.contains("expires")
+    });
+    lasting.collect::<Vec<_>>().join("\n")
+}
 
 /// Runs `work` on a thread of its own that lives in the namespace at `path`, and waits for it.
 pub fn within<T: Send + 'static>(path: &Path, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {

@@ -388,6 +388,16 @@ fn e42_custom_and_missing_ingress() {
     let task = lab.tasks("web").unwrap().remove(0);
     let vip = lab.vip("web", "back").unwrap();
     assert!(lab.get_from_task(&task, SocketAddr::new(vip, 80)).is_ok(), "VIPs need no ingress network");
-    let published = "services:\n  web:\n    image: x\n    ports: ['8000:80']\n";
+    let published = "services:\n  web:\n    image: x\n    ports: ['8000:80']\n    deploy: {replicas: 2}\n";
     assert!(lab.deploy(published).is_err(), "a service that needs ingress was accepted");
+    drop(lab);
+
+    let lab = Lab::up("owningress", 2, published, &["--ingress", "my-mesh"]).unwrap();
+    let snapshot = lab.snapshot().unwrap();
+    let ingress = snapshot["networks"].as_array().unwrap().iter().find(|n| n["ingress"] == true).unwrap();
+    assert_eq!(ingress["name"], "my-mesh");
+    for node in 0..2 {
+        let spread = lab.spread("client1", SocketAddr::new([192, 0, 2, 11 + node].into(), 8000), 8).unwrap();
+        assert!(spread.len() == 2 && spread.values().all(|n| *n == 4), "{spread:?}");
+    }
 }

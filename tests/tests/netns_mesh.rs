@@ -16,7 +16,7 @@ use serde_json::Value;
 use swarmesh_tests::{
     lab::{Held, Knock, Lab, ask, ask_udp, knock_tcp, knock_tcp_for, udp_socket},
     load::field,
-    netns::within,
+    netns::{lasting_rules, within},
     rows::{Row, run, run_some},
     stray::inject,
 };
@@ -360,6 +360,24 @@ const ROWS: &[Row<Lab>] = &[
         ensure!(seen.len() > 1, "the affinity never expires: {seen:?}");
         Ok(())
     }),
+    ("K4 affinity survives changes of other services", |lab| {
+        let ask = || -> Result<Vec<String>> {
+            let mut tasks = Vec::new();
+            for client in ["client1", "client2"] {
+                tasks.push(field(&lab.get(client, at(node_address(0), 7002))?, "task").context("task")?);
+            }
+            Ok(tasks)
+        };
+        let before = ask()?;
+        for words in [["scale", "t_api=4"], ["scale", "t_web=2"], ["scale", "t_web=3"], ["scale", "t_api=2"]] {
+            lab.lab(&words)?;
+            let after = ask()?;
+            ensure!(after == before, "after {words:?}: {after:?}, before: {before:?}");
+        }
+        lab.lab(&["wait"])?;
+        ensure!(ask()? == before, "in the end");
+        lab.settled(&NODES)
+    }),
     ("K8 source=local: only the node with the task answers, the others refuse; health says which", |lab| {
         let task = lab.tasks("near")?.into_iter().next().context("no task")?;
         let home = lab.node_name(task["node"].as_str().unwrap_or_default());
@@ -580,16 +598,7 @@ fn lab_directory(lab: &Lab) -> String {
 fn generation(namespace: &std::path::Path) -> Result<String> {
     let output = within(namespace, || std::process::Command::new("nft").args(["--handle", "--stateless", "list", "ruleset"]).output())??;
     let text = String::from_utf8_lossy(&output.stdout);
-    // The way to the resolver belongs to the agent's process, and comes and goes with it.
-    let mut is_resolvers = false;
-    let lasting = text.lines().filter(|line| {
-        if line.starts_with("table ") {
-            is_resolvers = line.starts_with("table ip swarmesh_names");
-        }
-        !is_resolvers
-    });
-    // What clients are remembered by changes with time and not with writes.
-    Ok(lasting.filter(|l| !l.contains("expires")).collect::<Vec<_>>().join("\n"))
+    Ok(lasting_rules(&text))
 }
 
 #[test]

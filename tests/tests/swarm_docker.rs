@@ -28,7 +28,7 @@ use swarmesh_tests::{
     dockerlab::{DockerLab, residue},
     lab::{Held, Knock, ask, ask_udp, get_in, knock_tcp, knock_tcp_for, program, spread_in, udp_socket},
     load::{Load, Outcome, field},
-    netns::within,
+    netns::{lasting_rules, within},
     rows::{Row, run},
 };
 
@@ -382,8 +382,7 @@ fn rules(namespace: &Path) -> Result<String> {
 /// Everything that nftables holds in a namespace, with the handles that tell an old rule from a rewritten one.
 fn generation(namespace: &Path) -> Result<String> {
     let text = printed(namespace, &["nft", "--stateless", "--handle", "list", "ruleset"])?;
-    // What clients are remembered by changes with time and not with writes.
-    Ok(text.lines().filter(|l| !l.contains("expires")).collect::<Vec<_>>().join("\n"))
+    Ok(lasting_rules(&text))
 }
 
 /// Fails when a node's rules are not those from before its agent.
@@ -814,6 +813,23 @@ const ROWS: &[Row<Swarm>] = &[
         }
         evenly(&spread_in(&swarm.first("api")?.namespace, at(swarm.vip("roll", "back")?, 80), 4)?, 2, 2)?;
         swarm.remove("roll")
+    }),
+    ("E35 a network is added to a running service and removed again: its VIP there comes and goes", |swarm| {
+        let caller = swarm.first("elsewhere")?;
+        let roll = |option: &str| swarm.roll("api", 2, &[option, "other"]);
+        roll("--network-add")?;
+        let vip = swarm.vip("api", "other")?;
+        swarm.wait("the VIP in the new network answers", 20, || Ok(knock_tcp(&caller.namespace, at(vip, 80))? == Knock::Open))?;
+        evenly(&spread_in(&caller.namespace, at(vip, 80), 8)?, 2, 4)?;
+        let seen = remote(&get_in(&caller.namespace, at(vip, 80))?)?;
+        ensure!(seen == caller.address("other")?, "seen as {seen}");
+        ensure!(swarm.inside(&caller, &["wget", "-q", "-O", "-", "http://api/"])?.contains("service: api"), "by name");
+        let old = swarm.vip("api", "back")?;
+        evenly(&spread_in(&swarm.plain()?.namespace, at(old, 80), 8)?, 2, 4)?;
+        roll("--network-rm")?;
+        ensure!(swarm.vip("api", "other").is_err(), "Docker left it a VIP");
+        swarm.wait("the VIP is gone", 20, || Ok(knock_tcp(&caller.namespace, at(vip, 80))? != Knock::Open))?;
+        evenly(&spread_in(&swarm.plain()?.namespace, at(swarm.vip("api", "back")?, 80), 8)?, 2, 4)
     }),
     ("K11 a UDP flow moves on when its task is killed, by port and by VIP", |swarm| {
         let vip = swarm.vip("web", "back")?;
