@@ -133,13 +133,7 @@ pub fn respond(bytes: &[u8], asker: &Asker, settings: Settings, is_udp: bool, ra
     {
         return asker.find(name, |found| reply.services(found, port, protocol)).unwrap_or(Outcome::Forward);
     }
-    let found = asker.find(name, |found| reply.addresses(found, random));
-    found.unwrap_or_else(|| {
-        if asker.keeps_single_labels && !name.is_empty() && !name.contains('.') && matches!(query.kind, kind::A | kind::AAAA) {
-            return reply.no_data();
-        }
-        Outcome::Forward
-    })
+    asker.find(name, |found| reply.addresses(found, random)).unwrap_or(Outcome::Forward)
 }
 
 /// What a client would be told, for people: the answer is made by [`respond`] and read back.

@@ -15,8 +15,6 @@ pub struct Asker {
     pub name: Arc<str>,
     /// Its networks, in the order in which they are searched. Of several that know a name, the first answers alone.
     pub networks: Vec<Membership>,
-    /// Names without a dot are not asked upstream: whoever set `ndots` has a search list for them.
-    pub keeps_single_labels: bool,
 }
 
 /// One network of an asker.

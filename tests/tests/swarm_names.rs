@@ -49,6 +49,10 @@ const QUESTIONS: &[(&str, &str, &str, &str)] = &[
     ("web", "pal", "A", "="),
     ("web", "yacht", "A", "="),
     ("web", "plain.front", "A", "="),
+    ("web", "faraway", "A", "="),
+    ("web", "distant", "A", "="),
+    ("web", "faraway.front", "A", "="),
+    ("b2", "faraway", "A", "="),
     ("plain", "web", "A", "="),
     ("plain", "rr", "A", "="),
     ("web", "web", "AAAA", "="),
@@ -122,6 +126,11 @@ impl Subject {
         run("plain", &["--network", "front", "--network-alias", "pal", "--hostname", "yacht"])?;
         run("b1", &["--network", "yard", "--network-alias", "first"])?;
         run("b2", &["--network", "yard", "--link", "b1:uncle"])?;
+        // On the other node: no API tells its name.
+        lab.docker(
+            1,
+            &["run", "--detach", "--name", "faraway", "--network", "front", "--network-alias", "distant", IMAGE, "/bin/swarmesh", "whoami"],
+        )?;
         let mut subject = Self { lab, upstream, askers: BTreeMap::new() };
         subject.wait("all tasks run", || {
             Ok([("web", 2), ("rr", 2), ("other", 1), ("inside", 2)].iter().all(|(s, n)| subject.running(s) == *n))

@@ -52,6 +52,14 @@ impl Lab {
         }
         execute(&mut self.lab_exec("demo_web.1", &["ping", "-c", "1", "-W", "2", &vip]))?;
 
+        title("Names: a service by its name, and a virtual IP back to it");
+        for words in [&["getent", "ahostsv4", "api"][..], &["getent", "hosts", &vip]] {
+            say(&format!("web.1$ {}", words.join(" ")));
+            say(self.exec("demo_web.1", words)?.trim_end());
+        }
+        let answer = self.exec("demo_web.1", &["curl", "--silent", "--show-error", "--max-time", "5", "http://api/"])?;
+        say(&format!("web.1 -> http://api/   {}", first_lines(&answer, &["task", "node", "remote"])));
+
         title("Scaling: no task, no silence: a port without a usable task refuses at once");
         execute(&mut self.lab(&["scale", "--name", NAME, "demo_web=0"]))?;
         self.wait_for("no task of web is left", || Ok(self.usable(8080)? == 0))?;
@@ -65,7 +73,8 @@ impl Lab {
         self.wait_for("three tasks of web are back", || Ok(self.usable(8080)? == 3))?;
 
         title("What the agent on node1 says");
-        for command in [&["status"][..], &["services"], &["endpoints"], &["explain", "tcp://192.0.2.11:8080"]] {
+        let targets = ["tcp://192.0.2.11:8080", "dns://tasks.api?from=demo_web.1"];
+        for command in [&["status"][..], &["services"], &["endpoints"], &["names"], &["explain", targets[0]], &["explain", targets[1]]] {
             let program = self.program.to_string_lossy().into_owned();
             let words: Vec<&str> = std::iter::once(program.as_str()).chain(command.iter().copied()).collect();
             say(&format!("\nnode1$ swarmesh {}", command.join(" ")));

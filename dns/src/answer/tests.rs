@@ -158,17 +158,6 @@ fn e9_a_name_that_dns_cannot_write_fails_instead_of_lying() {
 }
 
 #[test]
-fn e16_single_labels_stay_where_ndots_was_set() {
-    let mut asker = asker(vec![membership("net", zone(&[]))]);
-    assert_eq!(ask(&asker, "typo.", RecordType::A), Said::Forward);
-    asker.keeps_single_labels = true;
-    assert!(is_no_data(&ask(&asker, "typo.", RecordType::A).message()));
-    assert_eq!(ask(&asker, "typo.", RecordType::TXT), Said::Forward);
-    assert_eq!(ask(&asker, "example.org.", RecordType::A), Said::Forward);
-    assert_eq!(ask(&asker, ".", RecordType::A), Said::Forward);
-}
-
-#[test]
 fn e17_reverse_names_are_the_first_name_and_the_network() {
     let asker =
         asker(vec![membership("Net.One", zone(&[names(1, &["foobar", "myctr", "0123456789ab", "baz"], &["10.0.0.4", "fd00::4"])]))]);

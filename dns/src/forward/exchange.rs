@@ -25,6 +25,8 @@ const AGAIN: [Duration; 2] = [Duration::from_millis(1000), Duration::from_millis
 const MOST_SERVERS: usize = 8;
 /// A server that has said nothing for so long is taken for dead by whoever asks next.
 const VERDICT: Duration = Duration::from_millis(900);
+/// The engine says 600 seconds of addresses that may be another's in ten.
+const ENGINE_TTL: u32 = 5;
 /// Servers exist that send more than 512 bytes to clients that did not ask for it (moby 44575).
 const LARGEST: usize = 65_535;
 
@@ -35,7 +37,7 @@ pub(super) struct Exchange {
 }
 
 enum Word {
-    /// NOERROR or NXDOMAIN: that is it.
+    /// NOERROR or NXDOMAIN.
     Final(message::Answer),
     /// A code that leaves it to the next server.
     Other,
@@ -53,32 +55,50 @@ impl Exchange {
         let order = forwarder.health.borrow().order(&self.upstreams, start);
         let mut waiting = order.into_iter().take(MOST_SERVERS).peekable();
         let (words, mut heard) = mpsc::unbounded_channel();
-        let mut open = 0;
+        // Tries that may still say something, by their turn.
+        let mut open: Vec<usize> = Vec::new();
+        // Servers that came before others and are well: what they say counts more.
+        let mut preferred: Vec<usize> = Vec::new();
+        // "No" from a later server. A company's own names are known to its own server alone, and that one may be slow.
+        let mut held: Option<message::Answer> = None;
+        let mut turn = 0;
         let mut next = tokio::time::Instant::from_std(start);
         let deadline = tokio::time::Instant::from_std(start + DEADLINE);
         loop {
             tokio::select! {
                 biased;
-                Some(word) = heard.recv() => {
-                    open -= 1;
+                Some((of, word)) = heard.recv() => {
+                    open.retain(|other| *other != of);
+                    let has_earlier = open.iter().any(|other| *other < of && preferred.contains(other));
                     match word {
+                        Word::Final(answer) if has_earlier && !answer.is_positive() => held = held.or(Some(answer)),
                         // Tries that are still open learn that nobody listens, and end when they know how their server is.
                         Word::Final(answer) => return Some(answer),
-                        Word::Other | Word::Silence if open == 0 && waiting.peek().is_none() => return None,
                         // Its turn is over, so the next one's begins.
                         Word::Other | Word::Silence => next = tokio::time::Instant::now(),
                     }
+                    let is_last = open.is_empty() && waiting.peek().is_none();
+                    if is_last || held.is_some() && !open.iter().any(|other| preferred.contains(other)) {
+                        return held;
+                    }
                 }
+                () = sleep_until(tokio::time::Instant::from_std(start + VERDICT)), if held.is_some() => return held,
                 () = sleep_until(deadline) => return None,
                 () = sleep_until(next), if waiting.peek().is_some() => {
                     let Some(upstream) = waiting.next() else { continue };
-                    if open > 0 {
+                    if !open.is_empty() {
                         forwarder.counters.raced.fetch_add(1, Relaxed);
                     }
-                    next = tokio::time::Instant::now() + forwarder.health.borrow().patience(&upstream);
-                    open += 1;
+                    let patience = forwarder.health.borrow().patience(&upstream);
+                    next = tokio::time::Instant::now() + patience;
+                    turn += 1;
+                    open.push(turn);
+                    // One that has to prove itself is not waited for.
+                    if !patience.is_zero() && !upstream.is_engine() {
+                        preferred.push(turn);
+                    }
                     let (forwarder, words, query) = (Rc::clone(forwarder), words.clone(), self.query.clone());
-                    tokio::task::spawn_local(attempt(forwarder, upstream, query, deadline, words));
+                    tokio::task::spawn_local(attempt(forwarder, upstream, query, deadline, turn, words));
                 }
             }
         }
@@ -91,7 +111,8 @@ async fn attempt(
     upstream: Upstream,
     query: Box<[u8]>,
     deadline: tokio::time::Instant,
-    words: mpsc::UnboundedSender<Word>,
+    turn: usize,
+    words: mpsc::UnboundedSender<(usize, Word)>,
 ) {
     let start = Instant::now();
     let asking = one(&forwarder, &upstream, &query, deadline);
@@ -113,8 +134,13 @@ async fn attempt(
     if matches!(word, Some(Word::Final(_) | Word::Other)) {
         forwarder.health.borrow_mut().answered(&upstream, start.elapsed());
     }
+    if let Some(Word::Final(answer)) = &mut word
+        && upstream.is_engine()
+    {
+        answer.shorten(ENGINE_TTL);
+    }
     // Nobody listens where another one has answered.
-    let _ = words.send(word.unwrap_or(Word::Silence));
+    let _ = words.send((turn, word.unwrap_or(Word::Silence)));
 }
 
 /// Asks one server, by datagrams and if need be by TCP.

@@ -9,6 +9,8 @@ use super::Upstream;
 
 /// How long a server that is not known yet has the question for itself.
 const UNKNOWN: Duration = Duration::from_millis(150);
+/// The engine's resolver answers from memory or not at all.
+const ENGINE: Duration = Duration::from_millis(50);
 const LEAST: Duration = Duration::from_millis(20);
 const MOST: Duration = Duration::from_millis(250);
 /// A server that did not answer is asked last for so long, twice as long each time.
@@ -47,6 +49,9 @@ impl Health {
 
     /// How long to wait for this one before the next is asked too.
     pub(super) fn patience(&self, upstream: &Upstream) -> Duration {
+        if upstream.is_engine() {
+            return ENGINE;
+        }
         match self.0.get(upstream) {
             // Its time of proof has come; whoever is next is asked along.
             Some(State { sick: Some(_), .. }) => Duration::ZERO,
@@ -63,6 +68,10 @@ impl Health {
 
     /// It had its time, and others answered, or nobody did.
     pub(super) fn failed(&mut self, upstream: &Upstream, now: Instant) {
+        // Where it is slow, it asks others; what it knows itself it says at once, and nobody else knows it.
+        if upstream.is_engine() {
+            return;
+        }
         let state = self.state(upstream);
         // Several questions that were on their way fail once.
         if state.sick.as_ref().is_some_and(|sick| now < sick.until) {

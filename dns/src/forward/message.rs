@@ -104,6 +104,21 @@ impl Answer {
         }
     }
 
+    /// Lets nothing of it live longer than so many seconds.
+    pub(super) fn shorten(&mut self, most: u32) {
+        for at in self.ttls.iter().map(|at| *at as usize) {
+            if let Some(ttl) = self.bytes.get_mut(at..at + 4).and_then(|room| <&mut [u8; 4]>::try_from(room).ok()) {
+                *ttl = u32::from_be_bytes(*ttl).min(most).to_be_bytes();
+            }
+        }
+        self.lifetime = self.lifetime.map(|lifetime| lifetime.min(Duration::from_secs(u64::from(most))));
+    }
+
+    /// There is something in it.
+    pub(super) fn is_positive(&self) -> bool {
+        self.code() == Some(Code::NoError) && self.bytes[6..8] != [0, 0]
+    }
+
     pub(super) fn is_truncated(&self) -> bool {
         self.bytes[2] & TC != 0
     }
@@ -156,17 +171,41 @@ fn skip_name(bytes: &[u8], start: usize) -> Option<usize> {
     None
 }
 
-/// The answer for a client that takes `limit` bytes: whole, or its beginning with the hint to come by TCP.
+/// The answer for a client that takes `limit` bytes: whole, or as many of its records as fit, with the hint to come by TCP.
+/// Clients that do not understand the hint, as musl's before 1.2.4, have something to go on with.
 pub fn fit(answer: &[u8], limit: usize) -> std::borrow::Cow<'_, [u8]> {
     if answer.len() <= limit || answer.len() < HEADER {
         return answer.into();
     }
     let Some(end) = skip_name(answer, HEADER).map(|end| end + 4).filter(|end| *end <= answer.len()) else { return answer[..HEADER].into() };
+    let record = |at: usize| -> Option<(u16, usize)> {
+        let at = skip_name(answer, at)?;
+        let fixed = answer.get(at..at + 10)?;
+        let end = at + 10 + usize::from(u16::from_be_bytes([fixed[8], fixed[9]]));
+        answer.get(..end)?;
+        Some((u16::from_be_bytes([fixed[0], fixed[1]]), end))
+    };
+    let counts = [6, 8, 10].map(|at| u16::from_be_bytes([answer[at], answer[at + 1]]));
+    let total: usize = counts.iter().copied().map(usize::from).sum();
+    let all = std::iter::successors(Some((0, end)), |(_, at)| record(*at)).skip(1).take(total);
+    let has_opt = all.clone().any(|(of, _)| of == kind::OPT);
+    let room = limit.saturating_sub(if has_opt { OPT_LEN } else { 0 });
+    let kept = all.take(usize::from(counts[0])).take_while(|(_, end)| *end <= room);
+    let (count, end) = kept.fold((0u16, end), |(count, _), (_, end)| (count + 1, end));
     let mut short = answer[..end].to_vec();
     short[2] |= TC;
     short[6..HEADER].fill(0);
+    short[6..8].copy_from_slice(&count.to_be_bytes());
+    if has_opt {
+        short[11] = 1;
+        let size = OFFERED.to_be_bytes();
+        short.extend([0, 0, kind::OPT as u8, size[0], size[1], 0, 0, 0, 0, 0, 0]);
+    }
     short.into()
 }
+
+/// An OPT record without options.
+const OPT_LEN: usize = 11;
 
 #[cfg(test)]
 mod tests;

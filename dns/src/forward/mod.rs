@@ -38,12 +38,20 @@ pub enum Origin {
     Host,
     /// A container's, by its sandbox's name.
     Sandbox(Arc<str>),
+    /// That container's own resolver, the engine's, past our way to ourselves.
+    Engine(Arc<str>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Upstream {
     pub server: SocketAddr,
     pub origin: Origin,
+}
+
+impl Upstream {
+    fn is_engine(&self) -> bool {
+        matches!(self.origin, Origin::Engine(_))
+    }
 }
 
 /// Whom an asker's questions go to.
@@ -53,6 +61,37 @@ pub struct Route {
     pub asker: u64,
     /// In order of preference.
     pub upstreams: Arc<[Upstream]>,
+    /// Names that may be a container's which the engine knows and we do not, as plain containers of other nodes.
+    pub inner: Option<Inner>,
+}
+
+/// Who is asked for names that look like the swarm's own.
+#[derive(Clone, Debug)]
+pub struct Inner {
+    /// The engine's resolver.
+    pub engine: Arc<[Upstream]>,
+    /// It, and those that everything else is asked of.
+    pub both: Arc<[Upstream]>,
+    /// What may follow a name, in lower case.
+    pub networks: Arc<[Box<str>]>,
+    /// Names without a dot are asked of the engine only: whoever set `ndots` has a search list for them.
+    pub keeps_single_labels: bool,
+}
+
+impl Route {
+    /// Whom to ask for a name, and whether nobody's answer means that there is nothing.
+    fn choose(&self, query: &Query<'_>) -> (&Arc<[Upstream]>, bool) {
+        let (Some(inner), Some(name)) = (&self.inner, query.name()) else { return (&self.upstreams, false) };
+        if name.is_empty() {
+            return (&self.upstreams, false);
+        }
+        if !name.contains('.') {
+            return if inner.keeps_single_labels { (&inner.engine, true) } else { (&inner.both, false) };
+        }
+        let ends_in = |suffix: &str| name.strip_suffix(suffix).is_some_and(|rest| rest.ends_with('.'));
+        let is_inner = inner.networks.iter().any(|n| ends_in(n)) || ends_in("in-addr.arpa") || ends_in("ip6.arpa");
+        (if is_inner { &inner.both } else { &self.upstreams }, false)
+    }
 }
 
 /// Opens sockets where they are to be opened: non-blocking, connected, and from a port that nobody can guess.
@@ -185,17 +224,19 @@ impl Forwarder {
             self.counters.refused.fetch_add(1, Relaxed);
             return plain(query, Code::Refused);
         };
-        if route.upstreams.is_empty() {
+        let (upstreams, is_nothing_else) = route.choose(query);
+        if upstreams.is_empty() {
             self.counters.failed.fetch_add(1, Relaxed);
             return plain(query, Code::ServFail);
         }
-        let key = Key::new(query, &route.upstreams);
+        let key = Key::new(query, upstreams);
         if let Some((answer, age)) = self.cache.borrow_mut().get(&key, Instant::now()) {
             self.counters.cached.fetch_add(1, Relaxed);
             return answer.to(query, age);
         }
-        match self.ask_once(key, query, route).await {
+        match self.ask_once(key, query, upstreams).await {
             Some(answer) => answer.to(query, std::time::Duration::ZERO),
+            None if is_nothing_else => plain(query, Code::NoError),
             None => {
                 self.counters.failed.fetch_add(1, Relaxed);
                 plain(query, Code::ServFail)
@@ -204,7 +245,7 @@ impl Forwarder {
     }
 
     /// Asks, or waits for whoever asks the same already.
-    async fn ask_once(self: &Rc<Self>, key: Key, query: &Query<'_>, route: &Route) -> Asked {
+    async fn ask_once(self: &Rc<Self>, key: Key, query: &Query<'_>, upstreams: &Arc<[Upstream]>) -> Asked {
         let waiting = self.asking.borrow().get(&key).cloned();
         let mut receiver = match waiting {
             Some(receiver) => {
@@ -215,7 +256,7 @@ impl Forwarder {
                 let (sender, receiver) = watch::channel(None);
                 self.asking.borrow_mut().insert(key.clone(), receiver.clone());
                 self.counters.asked.fetch_add(1, Relaxed);
-                let (this, upstreams) = (Rc::clone(self), Arc::clone(&route.upstreams));
+                let (this, upstreams) = (Rc::clone(self), Arc::clone(upstreams));
                 let exchange = exchange::Exchange::new(query, upstreams);
                 // On its own, so that others have their answer also when this client is gone.
                 tokio::task::spawn_local(async move {

@@ -27,7 +27,9 @@ pub fn servers(text: &str) -> Vec<IpAddr> {
         address.split('%').next()?.parse().ok()
     });
     let mut found: Vec<IpAddr> = Vec::new();
-    for address in addresses.filter(|a: &IpAddr| !a.is_unspecified()) {
+    // An agent in a container with a network of its own sees that container's file: asking there would be asking ourselves.
+    let of_docker = IpAddr::from([127, 0, 0, 11]);
+    for address in addresses.filter(|a: &IpAddr| !a.is_unspecified() && *a != of_docker) {
         if !found.contains(&address) {
             found.push(address);
         }
@@ -52,9 +54,12 @@ fn read(path: &Path) -> io::Result<Vec<IpAddr>> {
 /// Follows the file for as long as somebody listens. One that cannot be read, or names nobody, changes nothing.
 pub fn watch(path: &Path) -> watch::Receiver<Arc<[IpAddr]>> {
     let first = read(path).unwrap_or_else(|error| {
-        tracing::warn!(file = %path.display(), %error, "the host's name servers are not known; only names of the swarm are answered");
+        tracing::warn!(file = %path.display(), %error, "the host's name servers are not known");
         Vec::new()
     });
+    if first.is_empty() {
+        tracing::warn!(file = %path.display(), "names no server; containers without servers of their own resolve names of the swarm only");
+    }
     let (sender, receiver) = watch::channel(first.into());
     let path = path.to_owned();
     let follower = std::thread::Builder::new().name("resolv-conf".to_owned()).spawn(move || follow(&path, &sender));
@@ -117,7 +122,10 @@ mod tests {
         for (text, expected) in [
             ("nameserver 1.2.3.4\n", &["1.2.3.4"][..]),
             ("# nameserver 9.9.9.9\nsearch a b\nnameserver  1.2.3.4 # comment\nnameserver\tfe80::1%eth0\n", &["1.2.3.4", "fe80::1"]),
-            ("nameserver 1.2.3.4\nnameserver 1.2.3.4\nnameserver 0.0.0.0\nnameserver nonsense\nnameserver\n", &["1.2.3.4"]),
+            (
+                "nameserver 127.0.0.11\nnameserver 1.2.3.4\nnameserver 1.2.3.4\nnameserver 0.0.0.0\nnameserver nonsense\nnameserver\n",
+                &["1.2.3.4"],
+            ),
             ("options ndots:5\n", &[]),
             ("", &[]),
         ] {

@@ -102,7 +102,20 @@ fn asking(name: &str) -> Vec<u8> {
 }
 
 fn route(asker: u64, servers: &[SocketAddr]) -> Route {
-    Route { asker, upstreams: servers.iter().map(|server| Upstream { server: *server, origin: Origin::Host }).collect() }
+    Route { asker, upstreams: servers.iter().map(|server| Upstream { server: *server, origin: Origin::Host }).collect(), inner: None }
+}
+
+/// A route past an engine's own resolver.
+fn inner(engine: &Server, upstream: &Server, keeps_single_labels: bool) -> Route {
+    let engine = Upstream { server: engine.address, origin: Origin::Engine("box".into()) };
+    let route = route(1, &[upstream.address]);
+    let both = std::iter::once(engine.clone()).chain(route.upstreams.iter().cloned()).collect();
+    Route { inner: Some(Inner { engine: [engine].into(), both, networks: ["front".into()].into(), keeps_single_labels }), ..route }
+}
+
+async fn ask_by(forwarder: &Rc<Forwarder>, name: &str, route: &Route) -> Message {
+    let bytes = asking(name);
+    Message::from_vec(&forwarder.resolve(&Query::parse(&bytes).unwrap(), route).await).unwrap()
 }
 
 fn forwarder(limits: Limits) -> Rc<Forwarder> {
@@ -234,6 +247,62 @@ fn a_first_server_that_comes_back_is_asked_first_again() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         assert_eq!(answers.last().map(String::as_str), Some("192.0.2.1"), "{answers:?}");
+    });
+}
+
+#[test]
+fn a_slow_first_server_knows_better_that_a_name_exists() {
+    run(async {
+        let slow = server(|question| {
+            std::thread::sleep(Duration::from_millis(400));
+            vec![bytes(&with_address(question, 0, 1))]
+        });
+        let forwarder = forwarder(Limits::default());
+        for number in 0..3 {
+            let answer = ask(&forwarder, &format!("inside{number}.example."), &[&slow, &failing(ResponseCode::NXDomain)]).await;
+            assert_eq!(host(&answer).as_deref(), Some("192.0.2.1"), "{number}");
+        }
+        // One that does not answer at all is not waited for to the end.
+        let start = Instant::now();
+        let answer = ask(&forwarder, "missing.example.", &[&silent(), &failing(ResponseCode::NXDomain)]).await;
+        assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
+        assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
+    });
+}
+
+#[test]
+fn names_that_may_be_a_containers_are_asked_of_the_engine_first_and_not_kept_for_long() {
+    run(async {
+        let (engine, upstream) = (good(600, 1), good(600, 2));
+        let (forwarder, route) = (forwarder(Limits::default()), inner(&engine, &upstream, false));
+        for name in ["plain.", "plain.front.", "plain.FRONT.", "4.0.0.10.in-addr.arpa."] {
+            let answer = ask_by(&forwarder, name, &route).await;
+            assert_eq!((host(&answer).as_deref(), answer.answers[0].ttl), (Some("192.0.2.1"), 5), "{name}");
+        }
+        assert_eq!(upstream.asked(), 0);
+        for name in ["example.org.", "front.", "afront.org."].into_iter().filter(|n| n.matches('.').count() > 1) {
+            let answer = ask_by(&forwarder, name, &route).await;
+            assert_eq!((host(&answer).as_deref(), answer.answers[0].ttl), (Some("192.0.2.2"), 600), "{name}");
+        }
+        // An engine that is stuck with its own servers costs a moment, and no more the tenth time than the first.
+        let route = inner(&silent(), &upstream, false);
+        for number in 0..10 {
+            let start = Instant::now();
+            assert_eq!(host(&ask_by(&forwarder, &format!("name{number}."), &route).await).as_deref(), Some("192.0.2.2"));
+            assert!(start.elapsed() < Duration::from_millis(300), "{:?}", start.elapsed());
+        }
+    });
+}
+
+#[test]
+fn e16_single_labels_stay_where_ndots_was_set() {
+    run(async {
+        let (engine, upstream) = (failing(ResponseCode::ServFail), good(60, 2));
+        let (forwarder, route) = (forwarder(Limits::default()), inner(&engine, &upstream, true));
+        let answer = ask_by(&forwarder, "typo.", &route).await;
+        assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::NoError, 0));
+        assert_eq!((engine.asked(), upstream.asked()), (1, 0));
+        assert_eq!(host(&ask_by(&forwarder, "example.org.", &route).await).as_deref(), Some("192.0.2.2"));
     });
 }
 

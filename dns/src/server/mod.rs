@@ -10,7 +10,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
         mpsc,
     },
     thread::JoinHandle,
@@ -92,9 +92,24 @@ pub struct Shared {
     /// Every so many queries one is logged; 0 is never.
     pub log_every: AtomicU64,
     logged: AtomicU64,
+    ended: AtomicBool,
+}
+
+/// Tells that a thread has ended, also by a panic.
+struct Ends(Arc<Shared>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Relaxed);
+    }
 }
 
 impl Shared {
+    /// True once a thread is gone: questions are then taken and not answered, and whoever leads them here must stop that.
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Relaxed)
+    }
+
     fn log(&self, session: &Session, query: &[u8], ending: Ending) {
         let every = self.log_every.load(Relaxed);
         if every == 0 || !self.logged.fetch_add(1, Relaxed).is_multiple_of(every) {
@@ -119,9 +134,14 @@ impl Server {
         let datagrams = udp::Loop::new(Arc::clone(&epoll), Arc::clone(&wake), commands, forward, settings, Arc::clone(&shared));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (slow_shared, counters) = (Arc::clone(&shared), Arc::clone(&shared.forwarding));
+        let (fast_ends, slow_ends) = (Ends(Arc::clone(&shared)), Ends(Arc::clone(&shared)));
         let threads = vec![
-            std::thread::Builder::new().name("names".to_owned()).spawn(move || datagrams.run())?,
+            std::thread::Builder::new().name("names".to_owned()).spawn(move || {
+                let _ends = fast_ends;
+                datagrams.run();
+            })?,
             std::thread::Builder::new().name("names-upstream".to_owned()).spawn(move || {
+                let _ends = slow_ends;
                 let local = LocalSet::new();
                 let slow = Slow { forwarder: Rc::new(Forwarder::new(sockets, limits, counters)), settings, shared: slow_shared };
                 local.block_on(&runtime, slow.run(jobs, slow_commands));

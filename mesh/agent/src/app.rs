@@ -138,10 +138,12 @@ fn source_outcome(ended: Result<Result<(), SourceError>, tokio::task::JoinError>
     }
 }
 
-/// Resolves when the engine's thread is gone, which is a bug of ours; the service manager's restart mends it.
+/// Resolves when the engine's thread is gone, or one that answers names, which is a bug of ours; the service manager's restart
+/// mends it. With the process, what leads questions to us ends too.
 async fn lost(engine: &Engine) {
     let mut every = tokio::time::interval(Duration::from_secs(1));
-    while !engine.is_finished() {
+    let names_ended = || engine.handle().shared.read(|view| view.dns.as_ref().is_some_and(|dns| dns.has_ended()));
+    while !engine.is_finished() && !names_ended() {
         every.tick().await;
     }
 }

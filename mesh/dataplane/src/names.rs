@@ -12,7 +12,7 @@ use std::{
     path::Path,
 };
 
-use swarmesh_kernel::{Checksum, CmpOp, Expr, Family, Kernel, KernelError, MetaKey, Namespace, NftOp, PayloadBase, Reg};
+use swarmesh_kernel::{Checksum, CmpOp, Expr, Family, Kernel, KernelError, MetaKey, Namespace, NftOp, PayloadBase, Reg, Verdict};
 use swarmesh_model::Protocol;
 
 use crate::PlaneError;
@@ -23,6 +23,9 @@ const PORT: u16 = 53;
 const TABLE: &str = "swarmesh_names";
 const QUESTIONS: &str = "questions";
 const ANSWERS: &str = "answers";
+/// Packets with this mark are not ours to answer: the agent's own questions to Docker's resolver, which alone knows plain containers
+/// of other nodes.
+pub const TO_ENGINE: u32 = 0x5300;
 /// Before the raw table (-300), where others may have their own reasons not to track.
 const PRIORITY: i32 = -310;
 
@@ -58,6 +61,9 @@ impl Redirect {
         let mut ops = vec![NftOp::AddOwnedTable { family: Family::Ip, table: TABLE }];
         for chain in [ANSWERS, QUESTIONS] {
             ops.push(NftOp::AddOutputChain { family: Family::Ip, table: TABLE, chain: chain.to_owned(), priority: PRIORITY });
+            if chain == QUESTIONS {
+                ops.push(pass_engine());
+            }
             ops.extend(ports.map(|(protocol, port)| exchange(chain, protocol, port)));
         }
         namespace.commit(&ops).map_err(|error| match error {
@@ -72,6 +78,22 @@ impl Redirect {
     /// Sends new questions to Docker's resolver again. Answers to earlier ones still find their way.
     pub fn take_no_more(&mut self) -> Result<(), PlaneError> {
         Ok(self.namespace.commit(&[NftOp::DeleteChain { family: Family::Ip, table: TABLE, chain: QUESTIONS.to_owned() }])?)
+    }
+}
+
+/// `meta mark 0x5300 return`.
+fn pass_engine() -> NftOp {
+    let expressions = vec![
+        Expr::Meta { key: MetaKey::Mark, dreg: Reg(0) },
+        Expr::Cmp { sreg: Reg(0), op: CmpOp::Eq, data: TO_ENGINE.to_ne_bytes().to_vec() },
+        Expr::Verdict(Verdict::Return),
+    ];
+    NftOp::AddRule {
+        family: Family::Ip,
+        table: TABLE,
+        chain: QUESTIONS.to_owned(),
+        comment: "swarmesh: to Docker's resolver".to_owned(),
+        expressions,
     }
 }
 

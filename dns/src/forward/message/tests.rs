@@ -103,14 +103,20 @@ fn a_kept_answer_gets_older_and_takes_the_clients_id_and_case() {
 }
 
 #[test]
-fn what_is_too_long_is_cut_to_its_question() {
+fn of_what_is_too_long_as_much_is_kept_as_fits() {
     let long = answer("a.example.", &[60; 100]).to_bytes().unwrap();
     assert!(long.len() > 512);
     assert_eq!(&*fit(&long, 4096), &long[..]);
     let short = fit(&long, 512);
     let message = Message::from_vec(&short).unwrap();
-    assert!(message.metadata.truncation && message.answers.is_empty());
-    assert_eq!(message.queries.len(), 1);
+    assert!(message.metadata.truncation && short.len() <= 512);
+    assert_eq!((message.queries.len(), message.answers.len()), (1, 30));
+    let mut with_opt = answer("a.example.", &[60; 100]);
+    with_opt.set_edns(hickory_proto::op::Edns::new());
+    let short = fit(&with_opt.to_bytes().unwrap(), 512).into_owned();
+    let message = Message::from_vec(&short).unwrap();
+    assert!(short.len() <= 512 && message.edns.is_some());
+    assert_eq!(message.answers.len(), 29);
 }
 
 proptest::proptest! {

@@ -104,6 +104,11 @@ impl Book {
         self.last_owner
     }
 
+    /// The names of an asker's networks, in lower case.
+    pub(crate) fn titles(&self, plan: &AskerPlan) -> Arc<[Box<str>]> {
+        plan.networks.iter().filter_map(|n| Some(self.networks.get(&n.network)?.title.to_ascii_lowercase().into())).collect()
+    }
+
     /// The asker as the server needs it. Networks that are not known yet are left out until they are.
     pub(crate) fn asker(&self, id: u64, plan: &AskerPlan) -> Asker {
         let networks = plan.networks.iter().filter_map(|n| {
@@ -115,7 +120,7 @@ impl Book {
                 links: n.links.iter().map(|(alias, name)| (alias.as_str().into(), name.as_str().into())).collect(),
             })
         });
-        Asker { id, name: plan.name.as_str().into(), networks: networks.collect(), keeps_single_labels: plan.keeps_single_labels }
+        Asker { id, name: plan.name.as_str().into(), networks: networks.collect() }
     }
 }
 

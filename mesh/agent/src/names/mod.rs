@@ -16,7 +16,7 @@ use serde::Serialize;
 use swarmesh_dataplane::{PlaneError, RESOLVER, Redirect};
 use swarmesh_dns::{
     Server, Settings, Shared,
-    forward::{Limits, Origin, Route, Upstream},
+    forward::{Inner, Limits, Origin, Route, Upstream},
 };
 use swarmesh_kernel::{Kernel, NetnsId};
 use swarmesh_model::TaskId;
@@ -196,7 +196,11 @@ impl Names {
         } else {
             Vec::new()
         };
-        Route { asker: session, upstreams: upstreams.into() }
+        let engine = Upstream { server: SocketAddr::from((RESOLVER, DNS_PORT)), origin: Origin::Engine(sandbox) };
+        let both = std::iter::once(engine.clone()).chain(upstreams.iter().cloned()).collect();
+        let inner =
+            Inner { engine: [engine].into(), both, networks: self.book.titles(asker), keeps_single_labels: asker.keeps_single_labels };
+        Route { asker: session, upstreams: upstreams.into(), inner: Some(inner) }
     }
 
     /// Tries what is due, and says when to call again.

@@ -6,7 +6,8 @@ use std::{
     path::PathBuf,
 };
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use swarmesh_dataplane::TO_ENGINE;
 use swarmesh_dns::forward::{Origin, Sockets};
 use swarmesh_kernel::{KernelError, Netns};
 
@@ -24,7 +25,7 @@ impl NetnsSockets {
     fn within<S>(&self, origin: &Origin, open: impl FnOnce() -> io::Result<S>) -> io::Result<S> {
         match origin {
             Origin::Host => open(),
-            Origin::Sandbox(name) => {
+            Origin::Sandbox(name) | Origin::Engine(name) => {
                 let namespace = Netns::open(&self.netns_dir.join(&**name)).map_err(failed)?;
                 namespace.enter(open).map_err(failed)?
             }
@@ -42,6 +43,9 @@ impl Sockets for NetnsSockets {
             let any: SocketAddr = if server.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
             let socket = UdpSocket::bind(any)?;
             socket.set_nonblocking(true)?;
+            if let Origin::Engine(_) = origin {
+                SockRef::from(&socket).set_mark(TO_ENGINE)?;
+            }
             socket.connect(server)?;
             Ok(socket)
         })
@@ -51,6 +55,9 @@ impl Sockets for NetnsSockets {
         self.within(origin, || {
             let socket = Socket::new(Domain::for_address(server), Type::STREAM, Some(Protocol::TCP))?;
             socket.set_nonblocking(true)?;
+            if let Origin::Engine(_) = origin {
+                socket.set_mark(TO_ENGINE)?;
+            }
             match socket.connect(&server.into()) {
                 Ok(()) => {}
                 Err(error) if error.raw_os_error() == Some(nix::libc::EINPROGRESS) => {}

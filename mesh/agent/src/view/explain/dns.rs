@@ -95,7 +95,8 @@ fn one(view: &View, book: &Book, plan: &AskerPlan, name: &str, kind: u16) -> Out
     }
     match upstreams(view, plan) {
         list if !list.is_empty() => {
-            (Verdict::NotOurs, format!("no network of it knows {lower}; asked upstream, in this order: {}", list.join("; ")))
+            let first = if lower.contains('.') { "" } else { "the engine's own resolver, which knows plain containers of other nodes; " };
+            (Verdict::NotOurs, format!("no network of it knows {lower}; asked upstream, in this order: {first}{}", list.join("; ")))
         }
         _ if !plan.leads_out => {
             (Verdict::Refused, "no network of it knows it, and none leads out, so nobody is asked: SERVFAIL".to_owned())
