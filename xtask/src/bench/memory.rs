@@ -21,6 +21,13 @@ impl Drop for Agent {
 }
 
 pub(crate) fn run(services: u32, tasks: u32) -> Result<()> {
+    for dns in ["off", "on"] {
+        measure(services, tasks, dns)?;
+    }
+    Ok(())
+}
+
+fn measure(services: u32, tasks: u32, dns: &str) -> Result<()> {
     let program = build(true)?;
     let sandbox = Sandbox::new("memory")?;
     let state = tempfile::tempdir()?;
@@ -29,7 +36,12 @@ pub(crate) fn run(services: u32, tasks: u32) -> Result<()> {
     let start = Instant::now();
     let mut command = Command::new(program);
     command.arg("agent").arg(format!("--source=snapshot:{}", file.display())).args(["--node", "here", "--admin", "127.0.0.1:9790"]);
-    command.arg("--netns-dir").arg(sandbox.netns_dir()).arg("--state-dir").arg(state.path().join("state")).stderr(Stdio::null());
+    command
+        .args(["--dns", dns, "--netns-dir"])
+        .arg(sandbox.netns_dir())
+        .arg("--state-dir")
+        .arg(state.path().join("state"))
+        .stderr(Stdio::null());
     let agent = Agent(within(&sandbox.path(), move || command.spawn())?.context("cannot run the agent")?);
     loop {
         let ready = within(&sandbox.path(), || Command::new("curl").args(["-sf", "http://127.0.0.1:9790/readyz"]).output())??;
@@ -48,7 +60,7 @@ pub(crate) fn run(services: u32, tasks: u32) -> Result<()> {
     let line =
         |name: &str| status.lines().find(|l| l.starts_with(name)).and_then(|l| l.split_whitespace().nth(1)).unwrap_or("?").to_owned();
     say(&format!(
-        "agent with {services} services x {tasks} tasks from a snapshot file: ready (file read and parsed, table cold) after {:.2} s, resident {} KiB, at most {} KiB",
+        "agent with --dns {dns}, {services} services x {tasks} tasks from a snapshot file: ready (file read and parsed, table cold) after {:.2} s, resident {} KiB, at most {} KiB",
         ready.as_secs_f64(),
         line("VmRSS:"),
         line("VmHWM:"),

@@ -32,13 +32,43 @@ struct Entries {
     addresses: Vec<(IpAddr, Arc<str>)>,
 }
 
+/// Changes on their way into zones. A first snapshot's would take more room than the names themselves.
+#[derive(Default)]
+struct Pending {
+    changes: BTreeMap<NetworkId, Vec<Change>>,
+    count: usize,
+}
+
+/// A zone is copied once per this many changes at most.
+const MOST_PENDING: usize = 8192;
+
+impl Pending {
+    fn push(&mut self, network: NetworkId, change: Change, zones: &BTreeMap<NetworkId, Zoned>) {
+        self.changes.entry(network).or_default().push(change);
+        self.count += 1;
+        if self.count >= MOST_PENDING {
+            self.flush(zones);
+        }
+    }
+
+    fn flush(&mut self, zones: &BTreeMap<NetworkId, Zoned>) {
+        for (network, changes) in std::mem::take(&mut self.changes) {
+            // The ingress network has no names, and one that is not known yet brings them along when it is.
+            if let Some(zoned) = zones.get(&network) {
+                zoned.cell.apply(&changes);
+            }
+        }
+        self.count = 0;
+    }
+}
+
 impl Book {
     /// Says whether any network came, went or changed its name: askers then have to be put together anew.
     pub(crate) fn apply(&mut self, delta: &NameDelta) -> bool {
         for (id, network) in &delta.networks {
             self.set_network(id, network.as_deref());
         }
-        let mut changes: BTreeMap<NetworkId, Vec<Change>> = BTreeMap::new();
+        let mut changes = Pending::default();
         for (id, new) in &delta.services {
             let old = self.services.remove(id);
             let owner = old.as_ref().map_or_else(|| self.next_owner(), |(owner, _)| *owner);
@@ -48,7 +78,7 @@ impl Book {
             for network in all {
                 let old = old.as_ref().map(|(_, n)| service_entries(n, &network)).unwrap_or_default();
                 let new = new.as_ref().map(|n| service_entries(n, &network)).unwrap_or_default();
-                changes.entry(network).or_default().push(change(owner, old, new));
+                changes.push(network, change(owner, old, new), &self.networks);
             }
             if let Some(names) = new {
                 self.services.insert(id.clone(), (owner, Arc::clone(names)));
@@ -65,18 +95,13 @@ impl Book {
             for network in all {
                 let old = old.as_ref().map(|(_, n)| task_entries(n, &network)).unwrap_or_default();
                 let new = new.as_ref().map(|n| task_entries(n, &network)).unwrap_or_default();
-                changes.entry(network).or_default().push(change(owner, old, new));
+                changes.push(network, change(owner, old, new), &self.networks);
             }
             if let Some(named) = new {
                 self.tasks.insert(id.clone(), (owner, Arc::clone(named)));
             }
         }
-        for (network, changes) in changes {
-            // The ingress network has no names, and one that is not known yet brings them along when it is.
-            if let Some(zoned) = self.networks.get(&network) {
-                zoned.cell.apply(&changes);
-            }
-        }
+        changes.flush(&self.networks);
         !delta.networks.is_empty()
     }
 
