@@ -249,6 +249,9 @@ pub(crate) fn node_skeleton(p: &NodeParameters) -> Skeleton {
         let _ = writeln!(entrust, "\t\tjump dispatch4\n\t\tdnat ip to {to}");
     }
     if let Some(to) = p.sandbox6 {
+        // ::1 has no route_localnet: as a source it never leaves by a bridge. Refused rather than left waiting.
+        published.push_str("\t\tip6 daddr ::1 meta l4proto . th dport @published goto refuse\n");
+        published.push_str("\t\tip6 daddr ::1 meta l4proto . th dport @bound goto refuse\n");
         let _ = writeln!(published, "\t\tmeta nfproto ipv6 meta l4proto . th dport @published dnat ip6 to {to}");
         let _ = writeln!(published, "\t\tmeta l4proto . th dport . ip6 daddr @bound6 dnat ip6 to {to}");
     }

@@ -116,6 +116,24 @@ networks:
         "not a subnet",
         "\nservices: {web: {image: a}}\nnetworks:\n  a: {ipam: {config: [{subnet: 10.1.0.0}]}}\n",
     ),
+    broken(
+        3,
+        "networks.a.ipam.config[0].subnet",
+        "127.0.0.0/8 cannot be a network's subnet",
+        "\nservices: {web: {image: a}}\nnetworks:\n  a: {ipam: {config: [{subnet: 127.0.0.0/8}]}}\n",
+    ),
+    broken(
+        3,
+        "networks.a.ipam.config[0].subnet",
+        "224.0.1.0/24 cannot be a network's subnet",
+        "\nservices: {web: {image: a}}\nnetworks:\n  a: {ipam: {config: [{subnet: 224.0.1.0/24}]}}\n",
+    ),
+    broken(
+        3,
+        "networks.a.ipam.config[0].subnet",
+        "fe80::/64 cannot be a network's subnet",
+        "\nservices: {web: {image: a}}\nnetworks:\n  a: {ipam: {config: [{subnet: \"fe80::/64\"}]}}\n",
+    ),
     broken(3, "networks.a.driver", "need driver overlay", "\nservices: {web: {image: a}}\nnetworks:\n  a: {driver: bridge}\n"),
     broken(
         3,
@@ -335,7 +353,8 @@ fn bombs_do_not_go_off() {
 fn what_is_too_large_is_refused() {
     let label =
         |size: usize| format!("services:\n  web:\n    image: a\n    deploy:\n      labels:\n        big: \"{}\"\n", "x".repeat(size));
-    assert!(load(label(10 << 20).as_bytes()).unwrap_err().message.contains("at most 4194304 are read"));
+    let error = load(label(10 << 20).as_bytes()).unwrap_err();
+    assert!(error.line == 6 && error.message.contains("at most 4194304 bytes are read"), "{error}");
     let error = load(label(70_000).as_bytes()).unwrap_err();
     assert_eq!((error.line, error.place.as_str()), (6, "services.web.deploy.labels.big"));
     assert!(error.message.contains("70003 bytes") && error.to_string().len() < 200, "{error}");

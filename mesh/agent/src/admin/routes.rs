@@ -11,6 +11,7 @@ use hyper::{
 use serde::Serialize;
 use serde_json::json;
 use swarmesh_model::Protocol;
+use swarmesh_plan::BackendState;
 
 use super::{
     guard::{Peer, may_change, may_read},
@@ -149,7 +150,8 @@ fn published(view: &View, what: &str) -> Answer {
     if let Some(place) = view.pending_entry() {
         return unusable(format!("not applied in {}: {}", place.place, place.error));
     }
-    match port.usable() {
+    // Stopping tasks serve on while no other is left, but who comes from here should go where there are others.
+    match port.backends.iter().filter(|b| b.state == BackendState::Ready).count() {
         0 => unusable(format!("no usable task of service {}", port.name)),
         usable => json(StatusCode::OK, &json!({"usable": usable})),
     }

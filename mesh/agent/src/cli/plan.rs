@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 use swarmesh_lab::{
     stack::{self, StackError},
-    swarm::{self, SwarmError},
+    swarm,
 };
 use swarmesh_model::{FileError, NodeId, Snapshot};
 use swarmesh_plan::{NodeContext, Takeover};
@@ -57,8 +57,6 @@ pub(super) enum PlanError {
     Snapshot { path: PathBuf, error: FileError },
     #[error(transparent)]
     Stack(#[from] StackError),
-    #[error("{}: {error}", path.display())]
-    Swarm { path: PathBuf, error: SwarmError },
     #[error("{} has no node {node:?}; its nodes are {known}", path.display())]
     NoNode { path: PathBuf, node: String, known: String },
 }
@@ -66,7 +64,7 @@ pub(super) enum PlanError {
 impl PlanError {
     pub(super) fn exit(&self) -> Exit {
         match self {
-            Self::Read { .. } | Self::Snapshot { .. } | Self::Stack(_) | Self::Swarm { .. } | Self::NoNode { .. } => Exit::Usage,
+            Self::Read { .. } | Self::Snapshot { .. } | Self::Stack(_) | Self::NoNode { .. } => Exit::Usage,
         }
     }
 }
@@ -141,7 +139,11 @@ fn read(path: &Path, nodes: u16) -> Result<Snapshot, PlanError> {
     // As `docker stack deploy` is usually called: the stack is named like the file.
     let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
     let stack = stack::load(&bytes, &path.display().to_string(), &name, &|variable| std::env::var(variable).ok())?;
-    swarm::snapshot_of(&stack, usize::from(nodes)).map_err(|error| PlanError::Swarm { path: path.to_owned(), error })
+    // An address before a published port, say, which a swarm does not heed.
+    for note in &stack.notes {
+        out::complain(&format!("note: {}:{}: {}: {}", stack.file, note.line, note.place, note.message));
+    }
+    Ok(swarm::snapshot_of(&stack, usize::from(nodes))?)
 }
 
 fn choose_node(path: &Path, snapshot: &Snapshot, wanted: Option<&str>) -> Result<Option<NodeId>, PlanError> {

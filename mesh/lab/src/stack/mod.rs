@@ -16,7 +16,12 @@ mod tree;
 mod value;
 mod variables;
 
-use std::cell::RefCell;
+use std::{
+    cell::RefCell,
+    fs::File,
+    io::{self, Read as _},
+    path::Path,
+};
 
 pub use error::StackError;
 pub(crate) use scalar::{hostname, resolver_option, search_domain};
@@ -34,6 +39,8 @@ pub const STACK_LABEL: &str = "com.docker.stack.namespace";
 /// A stack file, read and checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stack {
+    /// Its name in messages.
+    pub file: String,
     pub name: String,
     /// In the order of the file.
     pub services: Vec<StackService>,
@@ -69,6 +76,13 @@ pub struct Note {
     pub message: String,
 }
 
+/// The bytes of a stack file, for [`load`]: as many as it takes, and one more of a file that is too long, however long it is.
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(tree::MOST_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// Reads a stack file. `file` is its name in messages; `env` looks up the variables for `${…}`.
 pub fn load(text: &[u8], file: &str, stack_name: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Stack, StackError> {
     if !service::is_dns_label(stack_name) {
@@ -101,5 +115,5 @@ pub fn load(text: &[u8], file: &str, stack_name: &str, env: &dyn Fn(&str) -> Opt
     let (services, networks) = check::join(services, networks, stack_name)?;
     let mut notes = reader.notes.take();
     notes.sort();
-    Ok(Stack { name: stack_name.to_owned(), services, networks, notes })
+    Ok(Stack { file: file.to_owned(), name: stack_name.to_owned(), services, networks, notes })
 }

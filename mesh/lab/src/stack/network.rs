@@ -114,10 +114,21 @@ fn ipam<'a>(value: &Value<'a>) -> Read<Vec<(Subnet, Value<'a>)>> {
         let text = at.full_text()?;
         let subnet: IpNet = text.parse().map_err(|_| at.fail(format!("{:?} is not a subnet; write it like 10.1.0.0/24", shown(&text))))?;
         let subnet = subnet.trunc();
+        if !is_for_hosts(&subnet) {
+            return Err(at.fail(format!("{subnet} cannot be a network's subnet: it is loopback, link-local or multicast")));
+        }
         let gateway = gateway.map(|gateway| read_gateway(&gateway, &subnet)).transpose()?;
         subnets.push((Subnet { subnet, gateway }, at));
     }
     Ok(subnets)
+}
+
+/// Addresses that a task can have, and that lead from one node to another.
+fn is_for_hosts(subnet: &IpNet) -> bool {
+    match subnet.network() {
+        IpAddr::V4(address) => !address.is_loopback() && !address.is_multicast(),
+        IpAddr::V6(address) => !address.is_loopback() && !address.is_multicast() && !address.is_unicast_link_local(),
+    }
 }
 
 fn read_gateway(value: &Value<'_>, subnet: &IpNet) -> Read<IpAddr> {

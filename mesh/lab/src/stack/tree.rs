@@ -13,7 +13,7 @@ use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError, Span};
 use super::StackError;
 
 /// Docker's own limit for a stack file is smaller than this.
-const MOST_BYTES: usize = 4 << 20;
+pub(super) const MOST_BYTES: usize = 4 << 20;
 const MOST_VALUES: usize = 500_000;
 /// With every alias written out.
 const MOST_EXPANDED: usize = 64 << 20;
@@ -94,15 +94,16 @@ struct Builder<'a> {
 
 pub(super) fn parse(bytes: &[u8], file: &str) -> Result<Rc<Node>, StackError> {
     let fail = |line, column, message: String| StackError { file: file.to_owned(), line, column, place: String::new(), message };
-    if bytes.len() > MOST_BYTES {
-        return Err(fail(0, 0, format!("the file has {} bytes; at most {MOST_BYTES} are read", bytes.len())));
-    }
-    let text = std::str::from_utf8(bytes).map_err(|error| {
-        let before = bytes.get(..error.valid_up_to()).unwrap_or_default();
+    let fail_after = |count: usize, message: String| {
+        let before = bytes.get(..count).unwrap_or_default();
         let line_start = before.iter().rposition(|b| *b == b'\n').map_or(0, |p| p + 1);
         let column = String::from_utf8_lossy(before.get(line_start..).unwrap_or_default()).chars().count() + 1;
-        fail(before.iter().filter(|b| **b == b'\n').count() + 1, column, "this is not UTF-8 text".to_owned())
-    })?;
+        fail(before.iter().filter(|b| **b == b'\n').count() + 1, column, message)
+    };
+    if bytes.len() > MOST_BYTES {
+        return Err(fail_after(MOST_BYTES, format!("the file is too long; at most {MOST_BYTES} bytes are read, which end here")));
+    }
+    let text = std::str::from_utf8(bytes).map_err(|error| fail_after(error.valid_up_to(), "this is not UTF-8 text".to_owned()))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let options = granit_parser::options! { flow_nesting_limit: DEEPEST, block_nesting_limit: DEEPEST, emit_comments: false };
     let mut builder = Builder { file, open: Vec::new(), root: None, anchors: BTreeMap::new(), values: 0 };

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use swarmesh_model::{Role, Snapshot};
 
 use super::{Action, Changes, NodeSpec, Observed, Swarm, SwarmConfig, SwarmError, state::NetworkRecord};
-use crate::stack::{Mode, NetworkSpec, STACK_LABEL, Stack};
+use crate::stack::{Mode, NetworkSpec, STACK_LABEL, Stack, StackError};
 
 impl Swarm {
     /// Makes and updates a stack's networks and services. All or nothing.
@@ -122,8 +122,25 @@ impl Swarm {
     }
 }
 
+impl Stack {
+    /// Why the swarm refuses this stack, at the line of the network or service that it refuses.
+    pub(crate) fn refused(&self, error: &SwarmError) -> StackError {
+        let network = |name: &str| self.networks.iter().find(|n| n.spec.name == name).map(|n| (n.line, format!("networks.{}", n.key)));
+        let service = |name: &str| self.services.iter().find(|s| s.spec.name == name).map(|s| (s.line, format!("services.{}", s.name)));
+        let found = match error {
+            SwarmError::NoAddress { network: name, .. } | SwarmError::Overlap { network: name, .. } => network(name),
+            SwarmError::PortInUse { service: name, .. }
+            | SwarmError::NoPort { service: name }
+            | SwarmError::Invalid { service: name, .. } => service(name),
+            SwarmError::Unknown { .. } | SwarmError::Exists { .. } | SwarmError::InUse { .. } | SwarmError::NoSubnet { .. } => None,
+        };
+        let (line, place) = found.unwrap_or_default();
+        StackError { file: self.file.clone(), line, column: usize::from(line > 0), place, message: error.to_string() }
+    }
+}
+
 /// The swarm as it would be with this stack alone on `nodes` imaginary nodes and every task running.
-pub fn snapshot_of(stack: &Stack, nodes: usize) -> Result<Snapshot, SwarmError> {
+pub fn snapshot_of(stack: &Stack, nodes: usize) -> Result<Snapshot, StackError> {
     let hosts = (1..=nodes).map(|number| NodeSpec {
         hostname: format!("node-{number}"),
         // 198.18.0.0/15 is for benchmarks: it meets no one's subnets.
@@ -141,8 +158,8 @@ pub fn snapshot_of(stack: &Stack, nodes: usize) -> Result<Snapshot, SwarmError> 
     if let Some(ingress) = &mut config.ingress {
         ingress.subnet = IpNet::new(ingress.subnet.addr(), size).unwrap_or(ingress.subnet);
     }
-    let mut swarm = Swarm::new(config)?;
-    swarm.deploy(stack)?;
+    let mut swarm = Swarm::new(config).map_err(|error| stack.refused(&error))?;
+    swarm.deploy(stack).map_err(|error| stack.refused(&error))?;
     loop {
         let actions = swarm.reconcile(Duration::ZERO);
         if actions.is_empty() {

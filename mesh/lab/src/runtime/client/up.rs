@@ -44,7 +44,7 @@ pub struct UpOptions {
 /// Reads a stack file and reports its first mistake. `name` is the stack's; without it, the file's name.
 pub fn read_stack(path: &Path, name: Option<&str>) -> Result<StackFile, RuntimeError> {
     let failed = |message: String| RuntimeError::File { path: path.to_owned(), message };
-    let text = fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
+    let bytes = stack::read(path).map_err(|e| failed(e.to_string()))?;
     let stack = match name {
         Some(name) => name.to_owned(),
         None => stack_name(path).ok_or_else(|| failed("its name gives the stack no name; use --stack-name".to_owned()))?,
@@ -52,7 +52,8 @@ pub fn read_stack(path: &Path, name: Option<&str>) -> Result<StackFile, RuntimeE
     let environment: BTreeMap<String, String> =
         env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect();
     let file = path.display().to_string();
-    stack::load(text.as_bytes(), &file, &stack, &|name| environment.get(name).cloned())?;
+    stack::load(&bytes, &file, &stack, &|name| environment.get(name).cloned())?;
+    let text = String::from_utf8(bytes).map_err(|e| failed(e.to_string()))?;
     Ok(StackFile { file, text, stack, environment })
 }
 

@@ -136,8 +136,8 @@ impl Supervisor {
             Request::Status => Ok(Reply::Status(Box::new(self.status()))),
             Request::Deploy { file, text, stack, environment, prune } => {
                 let stack = stack::load(text.as_bytes(), &file, &stack, &|name| environment.get(name).cloned())?;
-                let changes = if prune { self.swarm.deploy_and_prune(&stack)? } else { self.swarm.deploy(&stack)? };
-                Ok(Reply::Changes(changes))
+                let changes = if prune { self.swarm.deploy_and_prune(&stack) } else { self.swarm.deploy(&stack) };
+                Ok(Reply::Changes(changes.map_err(|error| stack.refused(&error))?))
             }
             Request::Scale(services) => {
                 // All or none: a name that is wrong must not leave half of it done.
