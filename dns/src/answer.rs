@@ -191,7 +191,7 @@ impl Reply<'_> {
     fn addresses(&mut self, found: &Found<'_>, random: &mut Random) -> Outcome {
         let kind = self.query.kind;
         if self.settings.is_docker() {
-            let is_empty = found.records.iter().all(|(_, r)| r.v4.is_empty() && r.v6.is_empty());
+            let is_empty = found.records.iter().all(|(_, r)| r.addresses.is_empty());
             if is_empty || !matches!(kind, kind::A | kind::AAAA | kind::MX) {
                 return Outcome::Forward;
             }
@@ -200,11 +200,11 @@ impl Reply<'_> {
         let mut v4 = SmallVec::<[Ipv4Addr; 64]>::new();
         let mut v6 = SmallVec::<[Ipv6Addr; 16]>::new();
         if any || kind == kind::A {
-            merge(&mut v4, found.records.iter().map(|(_, record)| record.v4.as_slice()));
+            merge(&mut v4, found.records.iter().map(|(_, record)| record.v4()));
             random.shuffle(&mut v4);
         }
         if any || kind == kind::AAAA {
-            merge(&mut v6, found.records.iter().map(|(_, record)| record.v6.as_slice()));
+            merge(&mut v6, found.records.iter().map(|(_, record)| record.v6()));
             random.shuffle(&mut v6);
         }
         if v4.is_empty() && v6.is_empty() {
@@ -247,7 +247,7 @@ impl Reply<'_> {
         }
         let serves = |record: &Record, services: &Services| match &services.hosts {
             Some(hosts) => !hosts.is_empty(),
-            None => !record.v4.is_empty() || !record.v6.is_empty(),
+            None => !record.addresses.is_empty(),
         };
         let is_asked = matches!(self.query.kind, kind::SRV | kind::ANY);
         if !is_asked || !all().any(|(record, services)| serves(record, services)) {
@@ -267,8 +267,8 @@ impl Reply<'_> {
         for (record, services) in all() {
             if services.hosts.is_none() {
                 let owner = [found.name, title];
-                record.v4.iter().for_each(|a| _ = response.a(Owner::Named(&owner), ttl, *a));
-                record.v6.iter().for_each(|a| _ = response.aaaa(Owner::Named(&owner), ttl, *a));
+                record.v4().for_each(|a| _ = response.a(Owner::Named(&owner), ttl, a));
+                record.v6().for_each(|a| _ = response.aaaa(Owner::Named(&owner), ttl, a));
             }
             for host in services.hosts.iter().flatten() {
                 let owner = [&*host.name, title];
@@ -287,15 +287,15 @@ fn is_number(text: &str, port: u16) -> bool {
 }
 
 /// Each address once. One owner's addresses are different already.
-fn merge<'a, T: Copy + PartialEq + 'a, const N: usize>(into: &mut SmallVec<[T; N]>, mut lists: impl Iterator<Item = &'a [T]>)
+fn merge<T: PartialEq, const N: usize>(into: &mut SmallVec<[T; N]>, mut lists: impl Iterator<Item = impl Iterator<Item = T>>)
 where
     [T; N]: smallvec::Array<Item = T>,
 {
-    into.extend_from_slice(lists.next().unwrap_or_default());
+    into.extend(lists.next().into_iter().flatten());
     for list in lists {
         for item in list {
-            if !into.contains(item) {
-                into.push(*item);
+            if !into.contains(&item) {
+                into.push(item);
             }
         }
     }

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    hash::{BuildHasher, RandomState},
+    hash::{BuildHasher, Hash, RandomState},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, LazyLock},
 };
@@ -15,14 +15,14 @@ use smallvec::SmallVec;
 
 const SHARDS: usize = 256;
 
-/// Whose names they are, such as a service or a task: a number that its caller gave it.
+/// Whose names they are, such as a service or a task: a number of its own that its caller knows it by.
 pub type OwnerId = u64;
 
 /// What one owner says about one of its names. A name that several owners have is answered from all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
-    pub v4: SmallVec<[Ipv4Addr; 2]>,
-    pub v6: SmallVec<[Ipv6Addr; 1]>,
+    /// Of both families. A task has one, and tasks are what there are most of.
+    pub addresses: SmallVec<[IpAddr; 1]>,
     /// What `_port._proto.name` finds; `None` for names without services of their own.
     pub services: Option<Arc<Services>>,
 }
@@ -54,25 +54,77 @@ pub struct Host {
 
 impl Record {
     pub fn of(addresses: impl IntoIterator<Item = IpAddr>) -> Self {
-        let mut record = Self::default();
-        for address in addresses {
-            match address {
-                IpAddr::V4(v4) => record.v4.push(v4),
-                IpAddr::V6(v6) => record.v6.push(v6),
-            }
-        }
-        record
+        let mut addresses: SmallVec<[IpAddr; 1]> = addresses.into_iter().collect();
+        addresses.shrink_to_fit();
+        Self { addresses, services: None }
+    }
+
+    pub fn v4(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.addresses.iter().filter_map(|address| match address {
+            IpAddr::V4(v4) => Some(*v4),
+            IpAddr::V6(_) => None,
+        })
+    }
+
+    pub fn v6(&self) -> impl Iterator<Item = Ipv6Addr> {
+        self.addresses.iter().filter_map(|address| match address {
+            IpAddr::V6(v6) => Some(*v6),
+            IpAddr::V4(_) => None,
+        })
     }
 }
 
-type Records = SmallVec<[(OwnerId, Arc<Record>); 1]>;
-type Reverse = SmallVec<[(OwnerId, Arc<str>); 1]>;
+/// What the owners of one name say, sorted by owner, so that the order in which changes came does not show. Nearly every
+/// name has one owner, and there may be a hundred thousand of them.
+#[derive(Clone, Debug)]
+enum Owned<T> {
+    One((OwnerId, T)),
+    Many(Arc<Vec<(OwnerId, T)>>),
+}
+
+impl<T: Clone> Owned<T> {
+    fn as_slice(&self) -> &[(OwnerId, T)] {
+        match self {
+            Self::One(only) => std::slice::from_ref(only),
+            Self::Many(all) => all,
+        }
+    }
+
+    fn insert(&mut self, owner: OwnerId, value: T) {
+        let mut all = self.as_slice().to_vec();
+        match all.binary_search_by_key(&owner, |(id, _)| *id) {
+            Ok(at) => all[at].1 = value,
+            Err(at) => all.insert(at, (owner, value)),
+        }
+        *self = Self::of(all);
+    }
+
+    /// Says whether anybody's word is left.
+    fn remove(&mut self, owner: OwnerId) -> bool {
+        let left: Vec<_> = self.as_slice().iter().filter(|(id, _)| *id != owner).cloned().collect();
+        if left.is_empty() {
+            return false;
+        }
+        *self = Self::of(left);
+        true
+    }
+
+    fn of(mut all: Vec<(OwnerId, T)>) -> Self {
+        match all.pop() {
+            Some(only) if all.is_empty() => Self::One(only),
+            last => {
+                all.extend(last);
+                Self::Many(Arc::new(all))
+            }
+        }
+    }
+}
 
 /// Names are kept as clients' are compared: in lower case, without a last dot.
 #[derive(Clone, Debug, Default)]
 struct Shard {
-    names: HashMap<Box<str>, Records>,
-    addresses: HashMap<IpAddr, Reverse>,
+    names: HashMap<Arc<str>, Owned<Arc<Record>>>,
+    addresses: HashMap<IpAddr, Owned<Arc<str>>>,
 }
 
 /// One state of a network's names.
@@ -108,12 +160,12 @@ impl Default for Zone {
 impl Zone {
     /// All that is known of `name`, which is in lower case: empty where there is no such name.
     pub fn find(&self, name: &str, hash: NameHash) -> &[(OwnerId, Arc<Record>)] {
-        self.shards[hash.0].names.get(name).map_or(&[], SmallVec::as_slice)
+        self.shards[hash.0].names.get(name).map_or(&[], Owned::as_slice)
     }
 
     /// The name that an address has here. Of several owners' names, the first owner's.
     pub fn reverse(&self, address: IpAddr) -> Option<&Arc<str>> {
-        self.shards[shard_of(address)].addresses.get(&address)?.first().map(|(_, name)| name)
+        self.shards[shard_of(address)].addresses.get(&address)?.as_slice().first().map(|(_, name)| name)
     }
 
     /// How many names there are.
@@ -130,7 +182,7 @@ impl Zone {
         self.shards
             .iter()
             .flat_map(|shard| &shard.names)
-            .flat_map(|(name, records)| records.iter().map(move |(_, record)| (&**name, record)))
+            .flat_map(|(name, records)| records.as_slice().iter().map(move |(_, record)| (&**name, record)))
     }
 }
 
@@ -139,9 +191,9 @@ impl Zone {
 pub struct Change {
     pub owner: OwnerId,
     /// Names that the owner had and may have no more. One that is in `names` too is replaced.
-    pub gone: Vec<Box<str>>,
+    pub gone: Vec<Arc<str>>,
     pub gone_addresses: Vec<IpAddr>,
-    pub names: Vec<(Box<str>, Arc<Record>)>,
+    pub names: Vec<(Arc<str>, Arc<Record>)>,
     /// What addresses are called.
     pub addresses: Vec<(IpAddr, Arc<str>)>,
 }
@@ -155,44 +207,46 @@ impl ZoneCell {
         self.0.load()
     }
 
+    /// The state as it is, to be changed and published. For a single writer.
+    pub fn draft(&self) -> Zone {
+        Zone::clone(&self.0.load())
+    }
+
+    pub fn publish(&self, zone: Zone) {
+        self.0.store(Arc::new(zone));
+    }
+
     /// Makes one new state of all `changes`. For a single writer.
     pub fn apply(&self, changes: &[Change]) {
-        let mut zone = Zone::clone(&self.0.load());
+        let mut zone = self.draft();
         for change in changes {
             zone.apply(change);
         }
-        self.0.store(Arc::new(zone));
+        self.publish(zone);
     }
 }
 
 impl Zone {
-    fn apply(&mut self, change: &Change) {
+    /// What is shared with published states is copied, once; they stay as they are.
+    pub fn apply(&mut self, change: &Change) {
         let owner = change.owner;
         for name in &change.gone {
             let shard = self.shard(NameHash::of(name).0);
-            if let Some(records) = shard.names.get_mut(name) {
-                records.retain(|(id, _)| *id != owner);
-                if records.is_empty() {
-                    shard.names.remove(name);
-                }
+            if shard.names.get_mut(name).is_some_and(|records| !records.remove(owner)) {
+                shard.names.remove(name);
             }
         }
         for address in &change.gone_addresses {
             let shard = self.shard(shard_of(*address));
-            if let Some(names) = shard.addresses.get_mut(address) {
-                names.retain(|(id, _)| *id != owner);
-                if names.is_empty() {
-                    shard.addresses.remove(address);
-                }
+            if shard.addresses.get_mut(address).is_some_and(|names| !names.remove(owner)) {
+                shard.addresses.remove(address);
             }
         }
         for (name, record) in &change.names {
-            let records = self.shard(NameHash::of(name).0).names.entry(name.clone()).or_default();
-            insert(records, owner, Arc::clone(record));
+            insert(&mut self.shard(NameHash::of(name).0).names, name, owner, record);
         }
         for (address, name) in &change.addresses {
-            let names = self.shard(shard_of(*address)).addresses.entry(*address).or_default();
-            insert(names, owner, Arc::clone(name));
+            insert(&mut self.shard(shard_of(*address)).addresses, address, owner, name);
         }
     }
 
@@ -201,11 +255,12 @@ impl Zone {
     }
 }
 
-/// Sorted by owner, so that the order in which changes came does not show.
-fn insert<T>(list: &mut SmallVec<[(OwnerId, T); 1]>, owner: OwnerId, value: T) {
-    match list.binary_search_by_key(&owner, |(id, _)| *id) {
-        Ok(at) => list[at].1 = value,
-        Err(at) => list.insert(at, (owner, value)),
+fn insert<K: Clone + Eq + Hash, T: Clone>(table: &mut HashMap<K, Owned<T>>, key: &K, owner: OwnerId, value: &T) {
+    match table.get_mut(key) {
+        // The same owner's new word is the usual case.
+        Some(Owned::One((id, old))) if *id == owner => old.clone_from(value),
+        Some(owned) => owned.insert(owner, value.clone()),
+        None => drop(table.insert(key.clone(), Owned::One((owner, value.clone())))),
     }
 }
 
@@ -224,7 +279,7 @@ mod tests {
     }
 
     fn addresses(cell: &ZoneCell, name: &str) -> Vec<Ipv4Addr> {
-        cell.load().find(name, NameHash::of(name)).iter().flat_map(|(_, record)| record.v4.clone()).collect()
+        cell.load().find(name, NameHash::of(name)).iter().flat_map(|(_, record)| record.v4()).collect()
     }
 
     #[test]
@@ -247,8 +302,15 @@ mod tests {
         cell.apply(&[change(1, "web", 1)]);
         let before = cell.load();
         cell.apply(&[change(1, "web", 2)]);
-        assert_eq!(before.find("web", NameHash::of("web"))[0].1.v4[0], Ipv4Addr::new(10, 0, 0, 1));
+        assert_eq!(before.find("web", NameHash::of("web"))[0].1.addresses[0], Ipv4Addr::new(10, 0, 0, 1));
         assert_eq!(addresses(&cell, "web"), [Ipv4Addr::new(10, 0, 0, 2)]);
+    }
+
+    #[test]
+    fn an_entry_is_as_small_as_it_can_be() {
+        assert_eq!(size_of::<Owned<Arc<Record>>>(), 16);
+        assert_eq!(size_of::<Owned<Arc<str>>>(), 24);
+        assert_eq!(size_of::<Record>(), 40);
     }
 
     #[test]

@@ -150,7 +150,7 @@ async fn a_snapshot_becomes_ready_and_a_missing_sandbox_is_named() {
 
     let mut next = swarm();
     next.version = 2;
-    next.tasks.clear();
+    next.tasks = Default::default();
     agent.updates.send(Update::Delta(Delta::between(&swarm(), &next))).await.unwrap();
     for _ in 0..200 {
         if agent.get("/v1/status").await.1["snapshot"]["version"] == 2 {

@@ -136,14 +136,14 @@ fn task(id: &str, service: &str, host: u8, sandbox: Option<&str>) -> Task {
     Task {
         id: id.into(),
         service: Some(service.into()),
-        name: id.to_owned(),
+        name: id.into(),
         slot: None,
         node: Some(if sandbox.is_some() { "here" } else { "there" }.into()),
         desired_state: TaskState::Running,
         state: if sandbox.is_some() { TaskState::Starting } else { TaskState::Running },
         container: None,
         hostname: None,
-        sandbox: sandbox.map(str::to_owned),
+        sandbox: sandbox.map(Into::into),
         healthy: None,
         addresses: vec![TaskAddress {
             network: "net".into(),

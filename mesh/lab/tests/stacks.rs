@@ -248,9 +248,9 @@ fn dns_is_read_and_lands_in_the_tasks() {
     assert_eq!(Snapshot::from_json(&snapshot.to_json()), Ok(snapshot.clone()));
     let task = |name: &str| snapshot.tasks.values().find(|t| t.name.starts_with(name)).unwrap();
     assert_eq!(task("shop_one").hostname.as_deref(), Some("uno"));
-    assert_eq!(task("shop_one").dns, Some(ContainerDns { servers: addresses(&["192.0.2.53"]), ..ContainerDns::default() }));
-    assert_eq!(task("shop_two").dns, Some(ContainerDns { servers: two.servers, ndots: true, disabled: false }));
-    assert_eq!(task("shop_none").dns, Some(ContainerDns::default()));
+    assert_eq!(task("shop_one").dns, Some(Box::new(ContainerDns { servers: addresses(&["192.0.2.53"]), ..ContainerDns::default() })));
+    assert_eq!(task("shop_two").dns, Some(Box::new(ContainerDns { servers: two.servers, ndots: true, disabled: false })));
+    assert_eq!(task("shop_none").dns, Some(Box::default()));
 }
 
 #[test]

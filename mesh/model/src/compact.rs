@@ -1,12 +1,9 @@
 //! Objects as a large swarm can afford to keep them: held once however often they are read, one text for each identifier
 //! however often it is named, and lists without spare room.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, sync::Arc};
 
-use crate::{Id, Network, Node, Service, Snapshot, Task};
+use crate::{Id, Network, Node, Service, SharedMap, Snapshot, Task};
 
 /// An earlier snapshot, and the identifiers that many objects name: its own, and those met since.
 #[derive(Debug)]
@@ -25,12 +22,12 @@ impl<'a> KnownIds<'a> {
 
 #[derive(Debug)]
 struct Known<'a, K> {
-    before: &'a BTreeMap<Id<K>, Arc<K>>,
+    before: &'a SharedMap<Id<K>, Arc<K>>,
     met: HashSet<Id<K>>,
 }
 
 impl<'a, K> Known<'a, K> {
-    fn new(before: &'a BTreeMap<Id<K>, Arc<K>>) -> Self {
+    fn new(before: &'a SharedMap<Id<K>, Arc<K>>) -> Self {
         Self { before, met: HashSet::new() }
     }
 
@@ -111,9 +108,6 @@ impl Compact for Task {
             address.aliases.shrink_to_fit();
         }
         self.addresses.shrink_to_fit();
-        if let Some(ports) = &mut self.ports {
-            ports.shrink_to_fit();
-        }
     }
 }
 

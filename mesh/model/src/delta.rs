@@ -22,10 +22,10 @@ impl Delta {
     pub fn between(old: &Snapshot, new: &Snapshot) -> Self {
         Self {
             version: new.version,
-            networks: changes(&old.networks, &new.networks),
-            services: changes(&old.services, &new.services),
-            tasks: changes(&old.tasks, &new.tasks),
-            nodes: changes(&old.nodes, &new.nodes),
+            networks: old.networks.changes_to(&new.networks),
+            services: old.services.changes_to(&new.services),
+            tasks: old.tasks.changes_to(&new.tasks),
+            nodes: old.nodes.changes_to(&new.nodes),
         }
     }
 
@@ -43,30 +43,9 @@ impl Snapshot {
     /// O(changed objects × log of all).
     pub fn apply(&mut self, delta: &Delta) {
         self.version = delta.version;
-        apply(&mut self.networks, &delta.networks);
-        apply(&mut self.services, &delta.services);
-        apply(&mut self.tasks, &delta.tasks);
-        apply(&mut self.nodes, &delta.nodes);
-    }
-}
-
-fn changes<I: Ord + Clone, T: PartialEq>(old: &BTreeMap<I, Arc<T>>, new: &BTreeMap<I, Arc<T>>) -> Changes<I, T> {
-    let is_changed = |id: &I, object: &Arc<T>| old.get(id).is_none_or(|o| !Arc::ptr_eq(o, object) && o != object);
-    let changed = new.iter().filter(|(id, object)| is_changed(id, object)).map(|(id, object)| (id.clone(), Some(Arc::clone(object))));
-    let gone = old.keys().filter(|id| !new.contains_key(*id)).map(|id| (id.clone(), None));
-    changed.chain(gone).collect()
-}
-
-fn apply<I: Ord + Clone, T>(objects: &mut BTreeMap<I, Arc<T>>, changes: &Changes<I, T>) {
-    if objects.is_empty() {
-        // Built at once, the map fills its nodes; grown in order, it would leave them half empty for good.
-        *objects = changes.iter().filter_map(|(id, change)| Some((id.clone(), Arc::clone(change.as_ref()?)))).collect();
-        return;
-    }
-    for (id, change) in changes {
-        match change {
-            Some(object) => objects.insert(id.clone(), Arc::clone(object)),
-            None => objects.remove(id),
-        };
+        self.networks.merge(&delta.networks);
+        self.services.merge(&delta.services);
+        self.tasks.merge(&delta.tasks);
+        self.nodes.merge(&delta.nodes);
     }
 }

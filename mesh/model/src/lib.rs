@@ -9,6 +9,7 @@ mod file;
 mod id;
 mod objects;
 mod problem;
+mod shared_map;
 mod snapshot;
 
 pub use delta::{Changes, Delta};
@@ -19,4 +20,5 @@ pub use objects::{
     Task, TaskAddress, TaskState, VirtualIp,
 };
 pub use problem::Problem;
+pub use shared_map::SharedMap;
 pub use snapshot::Snapshot;

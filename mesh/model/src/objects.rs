@@ -1,12 +1,12 @@
 //! Networks, services, tasks and nodes, reduced to what service networking needs.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{NetworkId, NodeId, ServiceId, TaskId};
+use crate::{NetworkId, NodeId, ServiceId, SharedMap, TaskId};
 
 /// A swarm-scoped network, or a node-local one that a container of interest is attached to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -96,6 +96,7 @@ pub struct Port {
 }
 
 /// A task of a service, or a plain container on an attachable network (`service` is then absent).
+// A large swarm has a hundred thousand of them, and few fields are set in those of other nodes: hence the short types.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Task {
@@ -103,7 +104,7 @@ pub struct Task {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceId>,
     /// The container's name: `<service>.<slot or node>.<task>` for tasks.
-    pub name: String,
+    pub name: Arc<str>,
     /// Position among the service's replicas, from 1; absent for global services and plain containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<u64>,
@@ -114,12 +115,12 @@ pub struct Task {
     #[serde(default)]
     pub state: TaskState,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub container: Option<String>,
+    pub container: Option<Box<str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hostname: Option<String>,
+    pub hostname: Option<Box<str>>,
     /// Name of the task's network namespace below `--netns-dir`. Known only for tasks of the node that wrote the snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sandbox: Option<String>,
+    pub sandbox: Option<Box<str>>,
     /// False once the container's health check has failed it, before the swarm has reacted. Absent where nobody looked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub healthy: Option<bool>,
@@ -128,10 +129,10 @@ pub struct Task {
     /// The ports that this task was made for, where they are not its service's present ones: while an update that changes
     /// target ports together with the task's own spec rolls out, old tasks go on listening where they did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ports: Option<Vec<Port>>,
+    pub ports: Option<Box<[Port]>>,
     /// How the container was told to resolve names. Known only for containers of the node that wrote the snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dns: Option<ContainerDns>,
+    pub dns: Option<Box<ContainerDns>>,
 }
 
 /// What a container's creator, or its engine's configuration, said about DNS.
@@ -174,8 +175,9 @@ pub struct TaskAddress {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
     /// What this container alone calls others in this network (`--link`): alias to name. Case matters in an alias.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub links: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "SharedMap::is_empty")]
+    #[schemars(with = "BTreeMap<String, String>")]
+    pub links: SharedMap<String, String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -1,20 +1,20 @@
 //! The swarm at one moment.
 
-use std::{collections::BTreeMap, iter, sync::Arc};
+use std::{iter, sync::Arc};
 
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
-use crate::{Network, NetworkId, Node, NodeId, Service, ServiceId, Task, TaskId};
+use crate::{Network, NetworkId, Node, NodeId, Service, ServiceId, SharedMap, Task, TaskId};
 
-/// Every object that a source knows of, by id. Objects are shared, so that a clone costs one reference each.
+/// Every object that a source knows of, by id. Objects and maps are shared: a clone is O(1).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Grows with each change that the source saw; comparable only between snapshots of one source.
     pub version: u64,
-    pub networks: BTreeMap<NetworkId, Arc<Network>>,
-    pub services: BTreeMap<ServiceId, Arc<Service>>,
-    pub tasks: BTreeMap<TaskId, Arc<Task>>,
-    pub nodes: BTreeMap<NodeId, Arc<Node>>,
+    pub networks: SharedMap<NetworkId, Arc<Network>>,
+    pub services: SharedMap<ServiceId, Arc<Service>>,
+    pub tasks: SharedMap<TaskId, Arc<Task>>,
+    pub nodes: SharedMap<NodeId, Arc<Node>>,
 }
 
 impl Snapshot {

@@ -9,7 +9,7 @@ mod node_plan;
 mod planner;
 mod policy;
 
-pub use names::{AskerNetwork, AskerPlan, NameDelta, NamePlan, NamedNetwork, NamedPort, NamedTask, ServiceNames, ServiceZone};
+pub use names::{AskerNetwork, AskerPlan, NameDelta, NamePlan, NamedNetwork, NamedPort, NamedTask, Odd, ServiceNames, ServiceZone};
 pub use node_plan::{
     Backend, BackendState, Ingress, NodePlan, PlanDelta, PortKey, PublishedPort, SandboxPlan, TaskIngress, VipChanges, VirtualService,
 };

@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
-use swarmesh_model::{NetworkId, Problem, Protocol, ServiceId, TaskId};
+use swarmesh_model::{NetworkId, Problem, Protocol, ServiceId, SharedMap, TaskId};
 
 use crate::{NameDelta, NamePlan, Policy};
 
@@ -18,12 +18,12 @@ pub struct NodePlan {
     /// The snapshot's version.
     pub version: u64,
     /// For each network that a local sandbox is in: the VIPs that are visible there.
-    pub networks: BTreeMap<NetworkId, BTreeMap<IpAddr, Arc<VirtualService>>>,
+    pub networks: BTreeMap<NetworkId, SharedMap<IpAddr, Arc<VirtualService>>>,
     /// The namespaces of this node's tasks and of its containers on swarm networks.
-    pub sandboxes: BTreeMap<TaskId, Arc<SandboxPlan>>,
+    pub sandboxes: SharedMap<TaskId, Arc<SandboxPlan>>,
     /// What this node answers on its own addresses, on behalf of the whole swarm.
-    #[serde(serialize_with = "by_port")]
-    pub published: BTreeMap<PortKey, Arc<PublishedPort>>,
+    #[serde(serialize_with = "by_port_shared")]
+    pub published: SharedMap<PortKey, Arc<PublishedPort>>,
     /// The network that carries published ports; `None` while the swarm has none.
     pub ingress: Option<Arc<Ingress>>,
     pub names: NamePlan,
@@ -40,7 +40,7 @@ pub struct VirtualService {
     pub name: String,
     pub policy: Arc<Policy>,
     /// Sorted by address.
-    pub backends: Vec<Backend>,
+    pub backends: Arc<[Backend]>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -165,21 +165,21 @@ impl PlanDelta {
     /// What turns `old` into `new`. O(both plans): for comparing plans that were made apart.
     pub fn between(old: &NodePlan, new: &NodePlan) -> Self {
         let mut delta = Self { version: new.version, ..Self::default() };
-        let none = BTreeMap::new();
+        let none = SharedMap::new();
         for (network, vips) in &new.networks {
-            let changes = changes(old.networks.get(network).unwrap_or(&none), vips);
+            let changes = old.networks.get(network).unwrap_or(&none).changes_to(vips);
             if !changes.is_empty() || !old.networks.contains_key(network) {
                 delta.vips.insert(network.clone(), changes);
             }
         }
         delta.left = old.networks.keys().filter(|n| !new.networks.contains_key(*n)).cloned().collect();
-        delta.sandboxes = changes(&old.sandboxes, &new.sandboxes);
-        delta.published = changes(&old.published, &new.published);
+        delta.sandboxes = old.sandboxes.changes_to(&new.sandboxes);
+        delta.published = old.published.changes_to(&new.published);
         delta.names = NameDelta {
-            networks: changes(&old.names.networks, &new.names.networks),
-            services: changes(&old.names.services, &new.names.services),
-            tasks: changes(&old.names.tasks, &new.names.tasks),
-            askers: changes(&old.names.askers, &new.names.askers),
+            networks: old.names.networks.changes_to(&new.names.networks),
+            services: old.names.services.changes_to(&new.names.services),
+            tasks: old.names.tasks.changes_to(&new.names.tasks),
+            askers: old.names.askers.changes_to(&new.names.askers),
         };
         delta.ingress = (old.ingress != new.ingress).then(|| new.ingress.clone());
         delta.problems = (old.problems != new.problems).then(|| new.problems.clone());
@@ -187,46 +187,47 @@ impl PlanDelta {
     }
 }
 
-fn changes<K: Ord + Clone, V: PartialEq>(old: &BTreeMap<K, Arc<V>>, new: &BTreeMap<K, Arc<V>>) -> BTreeMap<K, Option<Arc<V>>> {
-    let changed = new.iter().filter(|(k, v)| old.get(k).is_none_or(|o| o != *v)).map(|(k, v)| (k.clone(), Some(Arc::clone(v))));
-    let gone = old.keys().filter(|k| !new.contains_key(*k)).map(|k| (k.clone(), None));
-    changed.chain(gone).collect()
-}
-
 impl NodePlan {
     pub fn apply(&mut self, delta: &PlanDelta) {
+        self.apply_tables(delta);
+        self.names.networks.merge(&delta.names.networks);
+        self.names.services.merge(&delta.names.services);
+        self.names.tasks.merge(&delta.names.tasks);
+        self.names.askers.merge(&delta.names.askers);
+    }
+
+    /// All but names, for who programs the kernel's tables.
+    pub fn apply_tables(&mut self, delta: &PlanDelta) {
         self.version = delta.version;
         for network in &delta.left {
             self.networks.remove(network);
         }
         for (network, changes) in &delta.vips {
-            merge(self.networks.entry(network.clone()).or_default(), changes);
+            self.networks.entry(network.clone()).or_default().merge(changes);
         }
-        merge(&mut self.sandboxes, &delta.sandboxes);
-        merge(&mut self.published, &delta.published);
+        self.sandboxes.merge(&delta.sandboxes);
+        self.published.merge(&delta.published);
         if let Some(ingress) = &delta.ingress {
             self.ingress.clone_from(ingress);
         }
-        merge(&mut self.names.networks, &delta.names.networks);
-        merge(&mut self.names.services, &delta.names.services);
-        merge(&mut self.names.tasks, &delta.names.tasks);
-        merge(&mut self.names.askers, &delta.names.askers);
         if let Some(problems) = &delta.problems {
             self.problems.clone_from(problems);
         }
     }
 }
 
-fn merge<K: Ord + Clone, V: Clone>(into: &mut BTreeMap<K, V>, changes: &BTreeMap<K, Option<V>>) {
-    for (key, change) in changes {
-        match change {
-            Some(value) => into.insert(key.clone(), value.clone()),
-            None => into.remove(key),
-        };
-    }
-}
-
 /// JSON keys are strings: `tcp/8080`.
 fn by_port<V: Serialize, S: Serializer>(map: &BTreeMap<PortKey, V>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(map.iter().map(|((protocol, port), value)| (format!("{protocol}/{port}"), value)))
+    collect_by_port(map.iter(), serializer)
+}
+
+fn by_port_shared<V: Clone + Serialize, S: Serializer>(map: &SharedMap<PortKey, V>, serializer: S) -> Result<S::Ok, S::Error> {
+    collect_by_port(map.iter(), serializer)
+}
+
+fn collect_by_port<'a, V: Serialize + 'a, S: Serializer>(
+    entries: impl Iterator<Item = (&'a PortKey, &'a V)>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(entries.map(|((protocol, port), value)| (format!("{protocol}/{port}"), value)))
 }

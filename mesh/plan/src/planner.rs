@@ -9,8 +9,8 @@ use std::{
 
 use serde::Serialize;
 use swarmesh_model::{
-    Delta, EndpointMode, Network, NetworkId, NodeId, NodeState, Port, Problem, Protocol, PublishMode, Service, ServiceId, Snapshot, Subnet,
-    Task, TaskId, TaskState,
+    Delta, EndpointMode, Network, NetworkId, NodeId, NodeState, Port, Problem, Protocol, PublishMode, Service, ServiceId, SharedMap,
+    Snapshot, Subnet, Task, TaskId, TaskState,
 };
 
 use crate::{
@@ -29,6 +29,8 @@ pub struct NodeContext {
     pub takeover: Takeover,
     /// Refuse new connections on published ports, so that external load balancers look elsewhere.
     pub draining: bool,
+    /// Somebody else answers names; none are planned.
+    pub leaves_names: bool,
 }
 
 /// Which services are ours to handle.
@@ -56,10 +58,10 @@ pub struct Planner {
     context: NodeContext,
     snapshot: Snapshot,
     services: HashMap<ServiceId, ServiceFacts>,
-    tasks_of: HashMap<ServiceId, BTreeSet<TaskId>>,
+    tasks_of: HashMap<ServiceId, SortedList<TaskId>>,
     /// Who wants a VIP or a published port. The smallest id has it; the others are reported.
-    vip_claims: BTreeMap<VipKey, BTreeSet<ServiceId>>,
-    port_claims: HashMap<PortKey, BTreeSet<ServiceId>>,
+    vip_claims: BTreeMap<VipKey, Claimants>,
+    port_claims: HashMap<PortKey, Claimants>,
     /// How many local sandboxes are in each network.
     members: HashMap<NetworkId, usize>,
     problems: BTreeMap<Subject, Vec<Problem>>,
@@ -69,6 +71,8 @@ pub struct Planner {
 }
 
 type VipKey = (NetworkId, IpAddr);
+
+type Claimants = SortedList<ServiceId>;
 
 /// What a service's own fields say, read once per change of the service.
 #[derive(Debug, Default)]
@@ -168,6 +172,9 @@ impl Planner {
 
     /// Names follow what was planned so far: who serves, and with which VIPs.
     fn plan_names(&self, out: &mut PlanDelta, delta: &Delta, dirty: &Dirty) {
+        if self.context.leaves_names {
+            return;
+        }
         for id in delta.networks.keys() {
             let new = self.snapshot.networks.get(id).and_then(|n| names::named_network(n)).map(Arc::new);
             note(&mut out.names.networks, &self.plan.names.networks, id, new);
@@ -175,9 +182,7 @@ impl Planner {
         for id in &dirty.services {
             let new = self.snapshot.services.get(id).map(|service| {
                 names::service_names(service, &self.snapshot, |network| {
-                    let mut backends = self.backends(id, network, false, false);
-                    backends.extend(self.backends(id, network, true, false));
-                    backends
+                    [false, true].map(|v6| self.named_backends(service, network, v6, out))
                 })
             });
             note(&mut out.names.services, &self.plan.names.services, id, new.map(Arc::new));
@@ -185,12 +190,23 @@ impl Planner {
         for id in delta.tasks.keys().chain(&dirty.named_tasks) {
             let task = self.snapshot.tasks.get(id);
             let new = task.and_then(|t| names::named_task(t, &self.snapshot, self.is_on_node_that_is_down(t)));
-            note(&mut out.names.tasks, &self.plan.names.tasks, id, new.map(Arc::new));
+            note(&mut out.names.tasks, &self.plan.names.tasks, id, new);
         }
         for id in dirty.tasks.iter().chain(&dirty.named_tasks) {
             let task = self.snapshot.tasks.get(id).filter(|t| self.is_local(t));
             note(&mut out.names.askers, &self.plan.names.askers, id, task.and_then(|t| names::asker(t, &self.snapshot)).map(Arc::new));
         }
+    }
+
+    /// What a VIP of the service in this network leads to, if one was planned: held once.
+    fn named_backends(&self, service: &Service, network: &NetworkId, v6: bool, out: &PlanDelta) -> Arc<[Backend]> {
+        let planned = |vip: &IpAddr| match out.vips.get(network).and_then(|changes| changes.get(vip)) {
+            Some(changed) => changed.as_ref(),
+            None => self.plan.networks.get(network).and_then(|vips| vips.get(vip)),
+        };
+        let vips = service.vips.iter().filter(|v| v.network == *network && v.address.is_ipv6() == v6);
+        let shared = vips.filter_map(|v| planned(&v.address)).find(|vip| vip.service == service.id);
+        shared.map_or_else(|| self.backends(&service.id, network, v6, false).into(), |vip| Arc::clone(&vip.backends))
     }
 
     fn is_on_node_that_is_down(&self, task: &Task) -> bool {
@@ -284,11 +300,8 @@ impl Planner {
             let old = self.services.remove(id).unwrap_or_default();
             let new = facts.unwrap_or_default();
             for key in old.vips.iter().filter(|key| new.vips.binary_search(key).is_err()) {
-                if let Some(claimants) = self.vip_claims.get_mut(key) {
-                    claimants.remove(id);
-                    if claimants.is_empty() {
-                        self.vip_claims.remove(key);
-                    }
+                if self.vip_claims.get_mut(key).is_some_and(|claimants| !claimants.remove(id)) {
+                    self.vip_claims.remove(key);
                 }
             }
             for key in old.ports.keys().filter(|k| !new.ports.contains_key(*k)) {
@@ -302,7 +315,7 @@ impl Planner {
             }
             // What a task's sandbox answers follows from its service's ports.
             if old.ports != new.ports || old.host != new.host || old.policy != new.policy {
-                let tasks = self.tasks_of.get(id).into_iter().flatten().filter_map(|t| self.snapshot.tasks.get(t));
+                let tasks = self.tasks_of.get(id).into_iter().flat_map(|tasks| &tasks.0).filter_map(|t| self.snapshot.tasks.get(t));
                 dirty.tasks.extend(tasks.filter(|t| self.is_local(t)).map(|t| t.id.clone()));
             }
             dirty.vips.extend(old.vips.into_iter().chain(new.vips.iter().cloned()));
@@ -417,7 +430,8 @@ impl Planner {
             let host = task.ports.as_deref().map_or_else(|| facts.map(|f| f.host.clone()).unwrap_or_default(), host_targets);
             TaskIngress { addresses, published, host }
         });
-        Some(SandboxPlan { task: task.id.clone(), name: task.name.clone(), sandbox: task.sandbox.clone()?, networks, ingress })
+        let sandbox = task.sandbox.as_deref()?.to_owned();
+        Some(SandboxPlan { task: task.id.clone(), name: task.name.to_string(), sandbox, networks, ingress })
     }
 
     fn plan_vips(&mut self, out: &mut PlanDelta, dirty: &mut Dirty) {
@@ -428,7 +442,7 @@ impl Planner {
             if !self.members.contains_key(&key.0) {
                 continue;
             }
-            let new = claimants.and_then(BTreeSet::first).and_then(|winner| self.virtual_service(winner, key)).map(Arc::new);
+            let new = claimants.and_then(|c| c.0.first()).and_then(|winner| self.virtual_service(winner, key)).map(Arc::new);
             if new.as_ref() != self.plan.networks.get(&key.0).and_then(|vips| vips.get(&key.1)) {
                 out.vips.entry(key.0.clone()).or_default().insert(key.1, new);
             }
@@ -446,7 +460,7 @@ impl Planner {
             service: id.clone(),
             name: service.name.clone(),
             policy: Arc::clone(&facts.policy),
-            backends: self.backends(id, network, vip.is_ipv6(), false),
+            backends: self.backends(id, network, vip.is_ipv6(), false).into(),
         })
     }
 
@@ -455,7 +469,7 @@ impl Planner {
             let claimants = self.port_claims.get(key);
             let conflict = claimants.map(|c| self.conflict(c, &format!("published port {}/{}", key.1, key.0))).unwrap_or_default();
             dirty.problems |= note_problems(&mut self.problems, Subject::Port(*key), conflict);
-            let new = claimants.and_then(BTreeSet::first).and_then(|winner| self.published_port(winner, *key)).map(Arc::new);
+            let new = claimants.and_then(|c| c.0.first()).and_then(|winner| self.published_port(winner, *key)).map(Arc::new);
             if new.as_ref() != self.plan.published.get(key) {
                 out.published.insert(*key, new);
             }
@@ -481,7 +495,7 @@ impl Planner {
 
     fn backends(&self, id: &ServiceId, network: &NetworkId, v6: bool, local_only: bool) -> Vec<Backend> {
         let Some(network) = self.snapshot.networks.get(network) else { return Vec::new() };
-        let tasks = self.tasks_of.get(id).into_iter().flatten().filter_map(|t| self.snapshot.tasks.get(t));
+        let tasks = self.tasks_of.get(id).into_iter().flat_map(|tasks| &tasks.0).filter_map(|t| self.snapshot.tasks.get(t));
         let mut backends: Vec<Backend> = Vec::new();
         for task in tasks.filter(|t| !local_only || self.is_local(t)) {
             let node_is_down = self.is_on_node_that_is_down(task);
@@ -496,13 +510,12 @@ impl Planner {
         // Ready sorts before draining: of two tasks that claim one address, the one that serves it is kept.
         backends.sort_by(|a, b| (a.address, a.state, &a.task).cmp(&(b.address, b.state, &b.task)));
         backends.dedup_by_key(|b| b.address);
-        backends.shrink_to_fit();
         backends
     }
 
     /// Tasks whose address lies outside of its network: never used as a backend, whatever the source says.
     fn odd_addresses(&self, id: &ServiceId) -> Vec<Problem> {
-        let tasks = self.tasks_of.get(id).into_iter().flatten().filter_map(|t| self.snapshot.tasks.get(t));
+        let tasks = self.tasks_of.get(id).into_iter().flat_map(|tasks| &tasks.0).filter_map(|t| self.snapshot.tasks.get(t));
         let odd = tasks.flat_map(|t| t.addresses.iter().map(move |a| (t, a))).filter_map(|(task, a)| {
             let network = self.snapshot.networks.get(&a.network)?;
             (!owns(network, a.address)).then(|| {
@@ -513,11 +526,11 @@ impl Planner {
         odd.collect()
     }
 
-    fn conflict(&self, claimants: &BTreeSet<ServiceId>, what: &str) -> Vec<Problem> {
+    fn conflict(&self, claimants: &Claimants, what: &str) -> Vec<Problem> {
         let name = |id: &ServiceId| self.snapshot.services.get(id).map_or_else(|| id.to_string(), |s| s.name.clone());
-        let Some(winner) = claimants.first() else { return Vec::new() };
+        let Some(winner) = claimants.0.first() else { return Vec::new() };
         let message = format!("is taken by service {}; this service does not get it until that one lets go", name(winner));
-        claimants.iter().skip(1).map(|id| Problem::new(format!("service {}", name(id)), what, message.clone())).collect()
+        claimants.0.iter().skip(1).map(|id| Problem::new(format!("service {}", name(id)), what, message.clone())).collect()
     }
 
     fn is_local(&self, task: &Task) -> bool {
@@ -531,7 +544,7 @@ fn named_by(network: &Network) -> (&str, [bool; 3], &[Subnet]) {
 }
 
 /// Notes a new state where it differs from the old.
-fn note<K: Ord + Clone, V: PartialEq>(out: &mut BTreeMap<K, Option<Arc<V>>>, old: &BTreeMap<K, Arc<V>>, key: &K, new: Option<Arc<V>>) {
+fn note<K: Ord + Clone, V: PartialEq + Clone>(out: &mut BTreeMap<K, Option<V>>, old: &SharedMap<K, V>, key: &K, new: Option<V>) {
     if old.get(key) != new.as_ref() {
         out.insert(key.clone(), new);
     }
@@ -551,12 +564,38 @@ pub(crate) fn owns(network: &Network, address: IpAddr) -> bool {
     network.subnets.is_empty() || network.subnets.iter().any(|s| s.subnet.contains(&address))
 }
 
-fn disclaim<K: Hash + Eq, V: Ord>(claims: &mut HashMap<K, BTreeSet<V>>, key: &K, claimant: &V) {
-    if let Some(claimants) = claims.get_mut(key) {
-        claimants.remove(claimant);
-        if claimants.is_empty() {
-            claims.remove(key);
+fn disclaim<K: Hash + Eq, V: Ord>(claims: &mut HashMap<K, SortedList<V>>, key: &K, claimant: &V) {
+    if claims.get_mut(key).is_some_and(|claimants| !claimants.remove(claimant)) {
+        claims.remove(key);
+    }
+}
+
+/// A set of few: a tree's node has room for eleven, where a VIP has one claimant.
+#[derive(Clone, Debug)]
+struct SortedList<T>(Vec<T>);
+
+impl<T> Default for SortedList<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T: Ord> SortedList<T> {
+    fn insert(&mut self, value: T) {
+        if let Err(at) = self.0.binary_search(&value) {
+            if self.0.len() < 16 {
+                self.0.reserve_exact(1);
+            }
+            self.0.insert(at, value);
         }
+    }
+
+    /// Says whether any is left.
+    fn remove(&mut self, value: &T) -> bool {
+        if let Ok(at) = self.0.binary_search(value) {
+            self.0.remove(at);
+        }
+        !self.0.is_empty()
     }
 }
 

@@ -106,9 +106,9 @@ prop_compose! {
         for t in tasks {
             let state = |n: u8| [TaskState::Running, TaskState::Starting, TaskState::Shutdown, TaskState::Failed, TaskState::Running][usize::from(n)];
             snapshot.insert_task(Task {
-                id: format!("t{:02}", t.number).into(), service: t.service.map(|n| format!("s{n}").into()), name: format!("task{}", t.number),
+                id: format!("t{:02}", t.number).into(), service: t.service.map(|n| format!("s{n}").into()), name: format!("task{}", t.number).into(),
                 slot: None, node: Some(format!("node{}", t.node).into()), desired_state: state(t.desired), state: state(t.state),
-                container: None, hostname: None, sandbox: t.sandbox.then(|| format!("box{}", t.number)), healthy: None, ports: None, dns: None,
+                container: None, hostname: None, sandbox: t.sandbox.then(|| format!("box{}", t.number).into()), healthy: None, ports: None, dns: None,
                 addresses: t.networks.iter().map(|n| TaskAddress {
                     network: format!("n{n}").into(),
                     // Some lie outside of their network.
@@ -127,10 +127,13 @@ prop_compose! {
 }
 
 fn context() -> impl Strategy<Value = NodeContext> {
-    (0u8..4, any::<bool>(), prop::bool::weighted(0.2)).prop_map(|(node, labelled, draining)| NodeContext {
-        node: (node < 3).then(|| format!("node{node}").into()),
-        takeover: if labelled { Takeover::Labelled } else { Takeover::On },
-        draining,
+    (0u8..4, any::<bool>(), prop::bool::weighted(0.2), prop::bool::weighted(0.2)).prop_map(|(node, labelled, draining, leaves_names)| {
+        NodeContext {
+            node: (node < 3).then(|| format!("node{node}").into()),
+            takeover: if labelled { Takeover::Labelled } else { Takeover::On },
+            draining,
+            leaves_names,
+        }
     })
 }
 
@@ -210,11 +213,11 @@ proptest! {
     fn backends_are_running_tasks_in_their_own_network(snapshot in swarm(), context in context()) {
         let plan = plan(&snapshot, &context);
         for (network, vips) in &plan.networks {
-            let subnets = &snapshot.networks[network].subnets;
-            for (vip, service) in vips {
+            let subnets = &snapshot.networks.get(network).unwrap().subnets;
+            for (vip, service) in vips.iter() {
                 prop_assert!(subnets.iter().any(|s| s.subnet.contains(vip)));
-                for backend in &service.backends {
-                    let task = &snapshot.tasks[&backend.task];
+                for backend in service.backends.iter() {
+                    let task = snapshot.tasks.get(&backend.task).unwrap();
                     prop_assert!(subnets.iter().any(|s| s.subnet.contains(&backend.address)));
                     prop_assert_eq!(task.service.as_ref(), Some(&service.service));
                     prop_assert_eq!(task.state, TaskState::Running);

@@ -1,7 +1,7 @@
 //! The snapshot file: read at start and after every change, whichever way it was written.
 
 use std::{
-    io,
+    io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
@@ -175,10 +175,22 @@ fn read(path: &Path, known: Option<Stamp>) -> Reading {
     if known == Some(stamp) && settled(stamp) {
         return Reading::Unchanged;
     }
-    match std::fs::read(path) {
+    match contents(path, stamp.4) {
         Ok(bytes) => Reading::Text(stamp, bytes),
         Err(error) => failed(error),
     }
+}
+
+/// glibc gives memory above this size back to the system for certain. Below, a freed buffer of a size that was freed before
+/// stays the process's own (`DEFAULT_MMAP_THRESHOLD_MAX` in its malloc.c). Pages that are not written to cost nothing.
+const GIVEN_BACK: usize = 33 << 20;
+/// Files that are not worth that.
+const SMALL: u64 = 1 << 20;
+
+fn contents(path: &Path, size: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = if size < SMALL { Vec::new() } else { Vec::with_capacity(GIVEN_BACK) };
+    std::fs::File::open(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// True when no write can have hidden behind the same time stamp: the kernel's clock for files moves every few milliseconds only.

@@ -335,7 +335,7 @@ fn ours(way: Way, directory: &std::path::Path) -> Result<NftPlane> {
     });
     snapshot.insert_task(swarmesh_model::Task {
         node: Some("here".into()),
-        sandbox: Some("box".to_owned()),
+        sandbox: Some("box".into()),
         addresses: vec![TaskAddress {
             network: "ingress".into(),
             address: "10.0.0.3".parse()?,

@@ -32,7 +32,7 @@ pub(crate) fn task(service: u32, number: u32) -> Task {
     Task {
         id: format!("task{number:025}").into(),
         service: Some(format!("service{service:018}").into()),
-        name: format!("service{service}.{number}"),
+        name: format!("service{service}.{number}").into(),
         slot: None,
         node: Some("there".into()),
         desired_state: TaskState::Running,
@@ -89,9 +89,9 @@ pub(crate) fn snapshot(services: u32, tasks: u32) -> Snapshot {
     let local = Task {
         id: "local".into(),
         service: None,
-        name: "local".to_owned(),
+        name: "local".into(),
         node: Some("here".into()),
-        sandbox: Some("box".to_owned()),
+        sandbox: Some("box".into()),
         addresses: vec![TaskAddress {
             network: "network".into(),
             address: IpAddr::from([10, 63, 0, 1]),

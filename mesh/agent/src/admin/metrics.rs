@@ -70,8 +70,8 @@ pub(super) fn render(shared: &Shared) -> Result<String, fmt::Error> {
 
     let backends = Family::<Usable, Gauge>::default();
     let without = Family::<Kind, Gauge>::default();
-    let vips = view.plan.networks.values().flat_map(|v| v.values()).map(|v| ("vip", &v.backends, v.targets().next().is_none()));
-    let ports = view.plan.published.values().map(|p| ("published_port", &p.backends, p.usable() == 0));
+    let vips = view.plan.networks.values().flat_map(|v| v.values()).map(|v| ("vip", &v.backends[..], v.targets().next().is_none()));
+    let ports = view.plan.published.values().map(|p| ("published_port", &p.backends[..], p.usable() == 0));
     for front in ["vip", "published_port"] {
         for state in ["ready", "draining"] {
             drop(backends.get_or_create(&Usable { front, state }));

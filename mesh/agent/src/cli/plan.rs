@@ -81,7 +81,7 @@ pub(super) fn run(args: PlanArgs) -> Result<(), CliError> {
     let config = flags.over(file).settle();
     let snapshot = read(path, args.nodes)?;
     let node = choose_node(path, &snapshot, config.node.as_deref())?;
-    let context = NodeContext { node, takeover: config.takeover, draining: false };
+    let context = NodeContext { node, takeover: config.takeover, ..NodeContext::default() };
     let plan = swarmesh_plan::plan(&snapshot, &context);
     if args.diff {
         let running: Value = Client::new(&config.admin).read("/v1/plan")?;

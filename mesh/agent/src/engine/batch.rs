@@ -41,8 +41,8 @@ impl Batch {
     }
 
     /// The nodes of a full snapshot; none for deltas.
-    pub(super) fn nodes(&self) -> impl Iterator<Item = &Node> + Clone {
-        self.full.iter().flat_map(|s| s.nodes.values()).map(AsRef::as_ref)
+    pub(super) fn nodes(&self) -> Vec<&Node> {
+        self.full.iter().flat_map(|s| s.nodes.values()).map(AsRef::as_ref).collect()
     }
 
     /// The one delta that leads from `current` to what the source says now.

@@ -112,7 +112,8 @@ impl<P: Plane> Worker<P> {
         if draining {
             tracing::warn!("this node still drains, as it was told before the restart; `swarmesh resume` ends that");
         }
-        let context = NodeContext { node: None, takeover: this.settings.takeover, draining };
+        let leaves_names = this.names.is_none();
+        let context = NodeContext { node: None, takeover: this.settings.takeover, draining, leaves_names };
         this.planner.set_context(context.clone());
         this.shared.change(|view| view.context = context);
         this
@@ -222,7 +223,7 @@ impl<P: Plane> Worker<P> {
         }
         self.note_source(&mut batch);
         // Planned without knowing which node this is, a snapshot would take the local tasks' VIPs away for a moment.
-        if batch.is_full() && self.source_node.is_none() && self.identity_after(batch.nodes()).is_err() {
+        if batch.is_full() && self.source_node.is_none() && self.identity_after(batch.nodes().into_iter()).is_err() {
             let deadline = received + IDENTITY_PATIENCE;
             while self.source_node.is_none()
                 && let Ok(Some(update)) = timeout(deadline.saturating_duration_since(Instant::now()), updates.recv()).await
@@ -261,14 +262,14 @@ impl<P: Plane> Worker<P> {
 
     fn apply(&mut self, delta: &Delta) {
         let plan = self.planner.update(delta);
-        self.carry_out(&plan, |view| view.snapshot.apply(delta));
+        self.carry_out(&plan);
     }
 
     /// Programs the kernel, then tells.
-    fn carry_out(&mut self, plan: &PlanDelta, also: impl FnOnce(&mut crate::view::View)) {
+    fn carry_out(&mut self, plan: &PlanDelta) {
         self.plane.apply(plan, Instant::now());
         if let Some(names) = &mut self.names {
-            names.apply(&plan.names, Instant::now());
+            names.apply(&plan.names, &self.planner.plan().names, Instant::now());
         }
         // In one step with what is pending of it: nobody must see the new version with the old all-clear.
         let now = Instant::now();
@@ -280,9 +281,10 @@ impl<P: Plane> Worker<P> {
         }
         let origin = self.origin;
         let context = self.planner.context().clone();
+        let (snapshot, applied) = (self.planner.snapshot().clone(), self.planner.plan().clone());
         self.shared.change(|view| {
-            also(view);
-            view.plan.apply(plan);
+            view.snapshot = snapshot;
+            view.plan = applied;
             view.origin = origin;
             view.context = context;
             if let Some((plane, resolvers)) = status {
@@ -326,7 +328,7 @@ impl<P: Plane> Worker<P> {
                 None => nodes.remove(id),
             };
         }
-        let found = self.identity_after(nodes.values().map(AsRef::as_ref));
+        let found = self.identity_after(nodes.values().map(AsRef::as_ref).collect::<Vec<_>>().into_iter());
         let nameless = found.as_ref().err().filter(|_| !nodes.is_empty()).cloned();
         let node = found.ok();
         let now = Instant::now();
@@ -346,7 +348,7 @@ impl<P: Plane> Worker<P> {
             }
             let context = NodeContext { node, ..self.planner.context().clone() };
             let plan = self.planner.set_context(context);
-            self.carry_out(&plan, |_| {});
+            self.carry_out(&plan);
         }
     }
 
@@ -356,7 +358,7 @@ impl<P: Plane> Worker<P> {
         }
         let context = NodeContext { draining, ..self.planner.context().clone() };
         let plan = self.planner.set_context(context);
-        self.carry_out(&plan, |_| {});
+        self.carry_out(&plan);
         self.publish_now();
         if self.memory.draining != draining {
             self.memory.draining = draining;

@@ -2,21 +2,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash, Hasher},
     net::IpAddr,
     sync::Arc,
 };
 
-use swarmesh_dns::{Asker, Change, Host, Membership, OwnerId, Record, ServicePort, Services, ZoneCell};
+use swarmesh_dns::{Asker, Change, Host, Membership, OwnerId, Record, ServicePort, Services, Zone, ZoneCell};
 use swarmesh_model::{NetworkId, Protocol, ServiceId, TaskId};
-use swarmesh_plan::{AskerPlan, NameDelta, NamedNetwork, NamedTask, ServiceNames, ServiceZone};
+use swarmesh_plan::{AskerPlan, NameDelta, NamePlan, NamedNetwork, NamedTask, ServiceNames, ServiceZone};
 
-/// All zones, and who owns what in them.
+/// All zones, and the plan that they were made from.
 #[derive(Debug, Default)]
 pub(crate) struct Book {
     networks: BTreeMap<NetworkId, Zoned>,
-    services: BTreeMap<ServiceId, (OwnerId, Arc<ServiceNames>)>,
-    tasks: BTreeMap<TaskId, (OwnerId, Arc<NamedTask>)>,
-    last_owner: OwnerId,
+    plan: NamePlan,
 }
 
 #[derive(Debug)]
@@ -28,80 +27,88 @@ struct Zoned {
 /// What one owner has in one zone.
 #[derive(Default)]
 struct Entries {
-    names: Vec<(Box<str>, Arc<Record>)>,
+    names: Vec<(Arc<str>, Arc<Record>)>,
     addresses: Vec<(IpAddr, Arc<str>)>,
 }
 
-/// Changes on their way into zones. A first snapshot's would take more room than the names themselves.
-#[derive(Default)]
-struct Pending {
-    changes: BTreeMap<NetworkId, Vec<Change>>,
-    count: usize,
+#[derive(Hash)]
+enum Owner<'a> {
+    Service(&'a ServiceId),
+    Task(&'a TaskId),
 }
 
-/// A zone is copied once per this many changes at most.
-const MOST_PENDING: usize = 8192;
+impl Owner<'_> {
+    /// A digest, so that nobody has to keep a list of numbers. It matters only where two owners have one name in one
+    /// network, and 64 bits keep those few apart.
+    fn id(&self) -> OwnerId {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish()
+    }
+}
 
-impl Pending {
-    fn push(&mut self, network: NetworkId, change: Change, zones: &BTreeMap<NetworkId, Zoned>) {
-        self.changes.entry(network).or_default().push(change);
-        self.count += 1;
-        if self.count >= MOST_PENDING {
-            self.flush(zones);
+/// Zones' next states. A large change goes into each bit by bit, and is seen all at once.
+#[derive(Default)]
+struct Drafts(BTreeMap<NetworkId, Zone>);
+
+impl Drafts {
+    fn apply(&mut self, network: &NetworkId, change: &Change, zones: &BTreeMap<NetworkId, Zoned>) {
+        if let Some(draft) = self.0.get_mut(network) {
+            return draft.apply(change);
         }
+        // The ingress network has no names, and one that is not known yet brings them along when it is.
+        let Some(zoned) = zones.get(network) else { return };
+        let mut draft = zoned.cell.draft();
+        draft.apply(change);
+        self.0.insert(network.clone(), draft);
     }
 
-    fn flush(&mut self, zones: &BTreeMap<NetworkId, Zoned>) {
-        for (network, changes) in std::mem::take(&mut self.changes) {
-            // The ingress network has no names, and one that is not known yet brings them along when it is.
+    fn publish(self, zones: &BTreeMap<NetworkId, Zoned>) {
+        for (network, draft) in self.0 {
             if let Some(zoned) = zones.get(&network) {
-                zoned.cell.apply(&changes);
+                zoned.cell.publish(draft);
             }
         }
-        self.count = 0;
     }
 }
 
 impl Book {
-    /// Says whether any network came, went or changed its name: askers then have to be put together anew.
-    pub(crate) fn apply(&mut self, delta: &NameDelta) -> bool {
+    /// All of a plan's names.
+    pub(crate) fn of(plan: &NamePlan) -> Self {
+        let mut book = Self::default();
+        book.apply(&plan.as_delta(), plan);
+        book
+    }
+
+    /// Follows `delta`, which leads to `plan`. Says whether any network came, went or changed its name: askers then have to
+    /// be put together anew.
+    pub(crate) fn apply(&mut self, delta: &NameDelta, plan: &NamePlan) -> bool {
         for (id, network) in &delta.networks {
             self.set_network(id, network.as_deref());
         }
-        let mut changes = Pending::default();
+        let mut drafts = Drafts::default();
         for (id, new) in &delta.services {
-            let old = self.services.remove(id);
-            let owner = old.as_ref().map_or_else(|| self.next_owner(), |(owner, _)| *owner);
-            let networks = |names: Option<&ServiceNames>| names.into_iter().flat_map(|n| n.networks.keys().cloned()).collect::<Vec<_>>();
-            let all: BTreeSet<NetworkId> =
-                [networks(old.as_ref().map(|(_, n)| &**n)), networks(new.as_deref())].concat().into_iter().collect();
-            for network in all {
-                let old = old.as_ref().map(|(_, n)| service_entries(n, &network)).unwrap_or_default();
-                let new = new.as_ref().map(|n| service_entries(n, &network)).unwrap_or_default();
-                changes.push(network, change(owner, old, new), &self.networks);
-            }
-            if let Some(names) = new {
-                self.services.insert(id.clone(), (owner, Arc::clone(names)));
+            let owner = Owner::Service(id).id();
+            let (old, new) = (self.plan.services.get(id), new.as_ref());
+            let networks = old.into_iter().chain(new).flat_map(|names| names.zones.iter().map(|z| &z.network));
+            for network in networks.collect::<BTreeSet<_>>() {
+                let old = old.map(|names| service_entries(names, network, &self.plan)).unwrap_or_default();
+                let new = new.map(|names| service_entries(names, network, plan)).unwrap_or_default();
+                drafts.apply(network, &change(owner, old, new), &self.networks);
             }
         }
         for (id, new) in &delta.tasks {
-            let old = self.tasks.remove(id);
-            let owner = old.as_ref().map_or_else(|| self.next_owner(), |(owner, _)| *owner);
-            let networks = |named: Option<&NamedTask>| {
-                named.into_iter().flat_map(|n| n.task.addresses.iter().map(|a| a.network.clone())).collect::<Vec<_>>()
-            };
-            let all: BTreeSet<NetworkId> =
-                [networks(old.as_ref().map(|(_, n)| &**n)), networks(new.as_deref())].concat().into_iter().collect();
-            for network in all {
-                let old = old.as_ref().map(|(_, n)| task_entries(n, &network)).unwrap_or_default();
-                let new = new.as_ref().map(|n| task_entries(n, &network)).unwrap_or_default();
-                changes.push(network, change(owner, old, new), &self.networks);
-            }
-            if let Some(named) = new {
-                self.tasks.insert(id.clone(), (owner, Arc::clone(named)));
+            let owner = Owner::Task(id).id();
+            let (old, new) = (self.plan.tasks.get(id), new.as_ref());
+            let networks = old.into_iter().chain(new).flat_map(|named| named.task.addresses.iter().map(|a| &a.network));
+            for network in networks.collect::<BTreeSet<_>>() {
+                let old = old.map(|named| task_entries(named, network)).unwrap_or_default();
+                let new = new.map(|named| task_entries(named, network)).unwrap_or_default();
+                drafts.apply(network, &change(owner, old, new), &self.networks);
             }
         }
-        changes.flush(&self.networks);
+        drafts.publish(&self.networks);
+        self.plan = plan.clone();
         !delta.networks.is_empty()
     }
 
@@ -116,17 +123,16 @@ impl Book {
             return;
         }
         // Names that came before their network.
-        let services = self.services.values().map(|(owner, names)| change(*owner, Entries::default(), service_entries(names, id)));
-        let tasks = self.tasks.values().map(|(owner, named)| change(*owner, Entries::default(), task_entries(named, id)));
-        let known: Vec<Change> = services.chain(tasks).filter(|c| !c.names.is_empty() || !c.addresses.is_empty()).collect();
+        let new = |owner: Owner<'_>, entries| change(owner.id(), Entries::default(), entries);
+        let services = self.plan.services.iter().map(|(s, names)| new(Owner::Service(s), service_entries(names, id, &self.plan)));
+        let tasks = self.plan.tasks.iter().map(|(t, named)| new(Owner::Task(t), task_entries(named, id)));
+        let mut zone = Zone::default();
+        for change in services.chain(tasks) {
+            zone.apply(&change);
+        }
         let cell = Arc::new(ZoneCell::default());
-        cell.apply(&known);
+        cell.publish(zone);
         self.networks.insert(id.clone(), Zoned { title, cell });
-    }
-
-    fn next_owner(&mut self) -> OwnerId {
-        self.last_owner += 1;
-        self.last_owner
     }
 
     /// The names of an asker's networks, in lower case.
@@ -159,33 +165,31 @@ fn change(owner: OwnerId, old: Entries, new: Entries) -> Change {
     }
 }
 
-fn service_entries(names: &ServiceNames, network: &NetworkId) -> Entries {
-    let Some(zone) = names.networks.get(network) else { return Entries::default() };
+fn service_entries(names: &ServiceNames, network: &NetworkId, plan: &NamePlan) -> Entries {
+    let Some(zone) = names.in_network(network) else { return Entries::default() };
     let ports: Box<[ServicePort]> =
         names.ports.iter().map(|p| ServicePort { name: p.name.as_str().into(), protocol: protocol(p.protocol), port: p.port }).collect();
-    let of_tasks =
-        Arc::new(Record { services: services(ports.clone(), Some(hosts(zone))), ..Record::of(zone.tasks.iter().map(|(a, _)| *a)) });
+    let by_task = (!ports.is_empty()).then(|| Arc::new(Services { ports: ports.clone(), hosts: Some(hosts(zone, plan)) }));
+    let of_tasks = Arc::new(Record { services: by_task, ..Record::of(zone.serving().map(|b| b.address)) });
     let of_service = if zone.is_dnsrr {
         Arc::clone(&of_tasks)
     } else {
-        Arc::new(Record { services: services(ports, None), ..Record::of(zone.vips.iter().copied()) })
+        let by_name = (!ports.is_empty()).then(|| Arc::new(Services { ports, hosts: None }));
+        Arc::new(Record { services: by_name, ..Record::of(zone.vips.iter().copied()) })
     };
     let mut entries = Entries::default();
-    for name in &zone.names {
-        entries.names.push((name.as_str().into(), Arc::clone(&of_service)));
+    for name in names.names_in(zone) {
+        entries.names.push((Arc::clone(name), Arc::clone(&of_service)));
         entries.names.push((format!("tasks.{name}").into(), Arc::clone(&of_tasks)));
     }
-    let own: Arc<str> = names.name.as_str().into();
-    entries.addresses.extend(zone.vips.iter().map(|vip| (*vip, Arc::clone(&own))));
+    entries.addresses.extend(zone.vips.iter().map(|vip| (*vip, Arc::clone(&names.name))));
     entries
 }
 
-fn services(ports: Box<[ServicePort]>, hosts: Option<Box<[Host]>>) -> Option<Arc<Services>> {
-    (!ports.is_empty()).then(|| Arc::new(Services { ports, hosts }))
-}
-
-fn hosts(zone: &ServiceZone) -> Box<[Host]> {
-    zone.tasks.iter().map(|(address, name)| Host { name: Arc::clone(name), address: *address }).collect()
+fn hosts(zone: &ServiceZone, plan: &NamePlan) -> Box<[Host]> {
+    let host =
+        |task: &TaskId| plan.tasks.get(task).and_then(|named| named.names().into_iter().next()).unwrap_or_else(|| task.as_str().into());
+    zone.serving().map(|b| Host { name: host(&b.task), address: b.address }).collect()
 }
 
 const fn protocol(protocol: Protocol) -> &'static str {
@@ -206,12 +210,11 @@ fn task_entries(named: &NamedTask, network: &NetworkId) -> Entries {
     let names = named.names();
     let mut entries = Entries::default();
     if let Some(first) = names.first() {
-        let first: Arc<str> = first.as_str().into();
-        entries.addresses.extend(addresses.iter().map(|address| (*address, Arc::clone(&first))));
+        entries.addresses.extend(addresses.iter().map(|address| (*address, Arc::clone(first))));
     }
-    for name in names.into_iter().chain(legs.flat_map(|a| &a.aliases).map(|a| a.to_ascii_lowercase())) {
-        if !entries.names.iter().any(|(known, _)| **known == *name) {
-            entries.names.push((name.into(), Arc::clone(&record)));
+    for name in names.into_iter().chain(legs.flat_map(|a| &a.aliases).map(|a| a.to_ascii_lowercase().into())) {
+        if !entries.names.iter().any(|(known, _)| *known == name) {
+            entries.names.push((name, Arc::clone(&record)));
         }
     }
     entries

@@ -20,7 +20,7 @@ use swarmesh_dns::{
 };
 use swarmesh_kernel::{Kernel, NetnsId};
 use swarmesh_model::TaskId;
-use swarmesh_plan::{AskerPlan, NameDelta};
+use swarmesh_plan::{AskerPlan, NameDelta, NamePlan};
 
 pub(crate) use self::book::Book;
 use self::sockets::NetnsSockets;
@@ -93,9 +93,9 @@ impl Names {
         self.server.shared()
     }
 
-    /// Brings zones and askers from the last plan to the next.
-    pub fn apply(&mut self, delta: &NameDelta, now: Instant) {
-        let networks_changed = self.book.apply(delta);
+    /// Brings zones and askers from the last plan to the next, `plan`, by the difference between the two.
+    pub fn apply(&mut self, delta: &NameDelta, plan: &NamePlan, now: Instant) {
+        let networks_changed = self.book.apply(delta, plan);
         for (task, asker) in &delta.askers {
             match asker {
                 None => self.close(task),

@@ -117,7 +117,7 @@ impl View {
     }
 
     pub fn task_name(&self, id: &TaskId) -> String {
-        self.snapshot.tasks.get(id).map_or_else(|| id.short().to_owned(), |t| t.name.clone())
+        self.snapshot.tasks.get(id).map_or_else(|| id.short().to_owned(), |t| t.name.to_string())
     }
 
     pub fn task_node(&self, id: &TaskId) -> String {

@@ -1,10 +1,10 @@
 //! `/v1/names`: what this node's containers can ask for, and what they are told.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use swarmesh_model::NetworkId;
-use swarmesh_plan::{AskerPlan, NameDelta};
+use swarmesh_plan::AskerPlan;
 
 use super::View;
 
@@ -37,11 +37,11 @@ pub fn names(view: &View, everything: bool) -> Vec<NameRow> {
             });
         };
         for service in view.plan.names.services.values() {
-            let Some(zone) = service.networks.get(id) else { continue };
+            let Some(zone) = service.in_network(id) else { continue };
             let owner = format!("service {}", service.name);
-            let tasks: Vec<IpAddr> = zone.tasks.iter().map(|(address, _)| *address).collect();
-            for name in &zone.names {
-                row(name, "service", &owner, if zone.is_dnsrr { tasks.clone() } else { zone.vips.clone() });
+            let tasks: Vec<IpAddr> = zone.serving().map(|b| b.address).collect();
+            for name in service.names_in(zone) {
+                row(name, "service", &owner, if zone.is_dnsrr { tasks.clone() } else { zone.vips.to_vec() });
                 row(&format!("tasks.{name}"), "tasks", &owner, tasks.clone());
             }
         }
@@ -52,8 +52,8 @@ pub fn names(view: &View, everything: bool) -> Vec<NameRow> {
             }
             let owner = format!("{} {}", if named.task.service.is_some() { "task" } else { "container" }, named.task.name);
             let addresses: Vec<IpAddr> = named.addresses_in(id).collect();
-            let names: BTreeSet<String> =
-                named.names().into_iter().chain(legs.flat_map(|a| &a.aliases).map(|a| a.to_ascii_lowercase())).collect();
+            let names: BTreeSet<Arc<str>> =
+                named.names().into_iter().chain(legs.flat_map(|a| &a.aliases).map(|a| a.to_ascii_lowercase().into())).collect();
             for name in names {
                 row(&name, "task", &owner, addresses.clone());
             }
@@ -61,17 +61,6 @@ pub fn names(view: &View, everything: bool) -> Vec<NameRow> {
     }
     rows.sort();
     rows
-}
-
-/// All of a plan's names as a change from none, for building the tables that the server answers from.
-pub(super) fn all(view: &View) -> NameDelta {
-    let plan = &view.plan.names;
-    NameDelta {
-        networks: plan.networks.iter().map(|(id, n)| (id.clone(), Some(n.clone()))).collect(),
-        services: plan.services.iter().map(|(id, s)| (id.clone(), Some(s.clone()))).collect(),
-        tasks: plan.tasks.iter().map(|(id, t)| (id.clone(), Some(t.clone()))).collect(),
-        askers: Default::default(),
-    }
 }
 
 /// Whom an asker's other questions go to, in this order, and from where.

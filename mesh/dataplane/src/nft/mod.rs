@@ -224,7 +224,7 @@ impl NftPlane {
     pub fn apply(&mut self, delta: &PlanDelta, now: Instant) {
         let cuts = self.flows.note(&self.plan, delta, now);
         self.note_problems(delta);
-        self.plan.apply(delta);
+        self.plan.apply_tables(delta);
         if delta.is_empty() {
             return;
         }

@@ -115,7 +115,7 @@ impl Plan {
     }
 
     pub fn vip(mut self, network: &str, vip: &str, policy: Policy, of: &[&str]) -> Self {
-        let service = VirtualService { service: vip.into(), name: vip.to_owned(), policy: Arc::new(policy), backends: backends(of) };
+        let service = VirtualService { service: vip.into(), name: vip.to_owned(), policy: Arc::new(policy), backends: backends(of).into() };
         self.0.networks.entry(network.into()).or_default().insert(ip(vip), Arc::new(service));
         self
     }
@@ -149,7 +149,7 @@ impl Plan {
     }
 
     pub fn without_task(mut self, number: u8) -> Self {
-        self.0.sandboxes.remove(format!("t{number}").as_str());
+        self.0.sandboxes.remove(&format!("t{number}").as_str().into());
         let used: BTreeSet<_> = self.0.sandboxes.values().flat_map(|s| s.networks.clone()).collect();
         self.0.networks.retain(|n, _| used.contains(n));
         self
@@ -157,10 +157,9 @@ impl Plan {
 
     pub fn without_ingress(mut self) -> Self {
         self.0.ingress = None;
-        self.0.published.clear();
-        for sandbox in self.0.sandboxes.values_mut() {
-            *sandbox = Arc::new(SandboxPlan { ingress: None, ..(**sandbox).clone() });
-        }
+        self.0.published = Default::default();
+        let without = |s: &SandboxPlan| Arc::new(SandboxPlan { ingress: None, ..s.clone() });
+        self.0.sandboxes = self.0.sandboxes.iter().map(|(id, s)| (id.clone(), without(s))).collect();
         self
     }
 }

@@ -138,7 +138,7 @@ impl Swarm {
                     network: network.clone(),
                     address,
                     aliases: aliases.to_vec(),
-                    links: std::collections::BTreeMap::new(),
+                    links: Default::default(),
                 })),
                 Err(error) => {
                     addresses.iter().for_each(|a| self.give_back(&a.network, &a.address));

@@ -72,23 +72,23 @@ impl Swarm {
         Task {
             id: id.clone(),
             service: record.service().cloned(),
-            name: record.name.clone(),
+            name: record.name.as_str().into(),
             slot: slot(record),
             node: record.node.clone(),
             desired_state: record.desired,
             state: record.state,
-            container: record.started.then(|| record.container.clone()),
-            hostname: record.started.then(|| self.hostname(id, record)),
-            sandbox: record.started.then(|| record.sandbox.clone()),
+            container: record.started.then(|| record.container.as_str().into()),
+            hostname: record.started.then(|| self.hostname(id, record).into()),
+            sandbox: record.started.then(|| record.sandbox.as_str().into()),
             healthy: record.healthy,
             addresses: record.addresses.clone(),
             ports: record
                 .service()
                 .and_then(|id| self.services.get(id))
                 .filter(|service| service.ports != record.ports)
-                .map(|_| record.ports.clone()),
+                .map(|_| record.ports.as_slice().into()),
             // The nodes share one snapshot, so that it says what each of them knows of its own containers.
-            dns: record.started.then(|| self.dns(record).map(container_dns).unwrap_or_default()),
+            dns: record.started.then(|| self.dns(record).map(container_dns).unwrap_or_default().into()),
         }
     }
 

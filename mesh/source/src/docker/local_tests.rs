@@ -1,8 +1,8 @@
 //! Networks of this node alone, and what a container's inspection says about names, as engines 20.10 and 28 put it.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::net::IpAddr;
 
-use swarmesh_model::{ContainerDns, Network, Snapshot, Task};
+use swarmesh_model::{ContainerDns, Network, SharedMap, Snapshot, Task};
 
 use super::{
     fixtures::{BACK, BRIDGE, INGRESS, NODE, WEB, WEB_CONTAINER, WEB_TASK, list},
@@ -77,19 +77,16 @@ fn inspected(json: &str) -> Task {
 fn old_and_new_engines_say_the_same() {
     let cart = inspected(CART_20);
     assert_eq!(inspected(CART_28), cart);
-    assert_eq!(
-        (cart.name.as_str(), cart.hostname.as_deref(), cart.sandbox.as_deref()),
-        ("shop_cart_1", Some("cart"), Some("9d3c1f0f2ab4"))
-    );
+    assert_eq!((&*cart.name, cart.hostname.as_deref(), cart.sandbox.as_deref()), ("shop_cart_1", Some("cart"), Some("9d3c1f0f2ab4")));
     assert_eq!((cart.service.as_ref(), cart.node.as_ref().unwrap().as_str()), (None, NODE_ID));
     let addresses: Vec<IpAddr> = cart.addresses.iter().map(|a| a.address).collect();
     assert_eq!(addresses, ["172.20.0.3".parse::<IpAddr>().unwrap(), "fd00:20::3".parse().unwrap()]);
     for address in &cart.addresses {
         assert_eq!((address.network.as_str(), address.aliases.as_slice()), (SHOP_ID, ["basket".to_owned(), "cart".to_owned()].as_slice()));
-        assert_eq!(address.links, BTreeMap::from([("Db".to_owned(), "store".to_owned())]));
+        assert_eq!(address.links, SharedMap::from_iter([("Db".to_owned(), "store".to_owned())]));
     }
     let dns = ContainerDns { servers: vec!["192.0.2.53".parse().unwrap()], ndots: true, disabled: false };
-    assert_eq!(cart.dns, Some(dns));
+    assert_eq!(cart.dns, Some(dns.into()));
 }
 
 #[test]
@@ -131,14 +128,14 @@ fn what_a_container_was_told_about_dns() {
                 std::fs::write(&file, text).unwrap();
             }
             let json = json.replace("RESOLV_CONF", &file.display().to_string());
-            assert_eq!(inspected(&json).dns, Some(expected), "{what}");
+            assert_eq!(inspected(&json).dns, Some(expected.into()), "{what}");
         }
     }
 }
 
 #[test]
 fn containers_without_a_resolver() {
-    let disabled = Some(ContainerDns { disabled: true, ..ContainerDns::default() });
+    let disabled = Some(Box::new(ContainerDns { disabled: true, ..ContainerDns::default() }));
     let on = |name: &str, id: &str| {
         WEB_CONTAINER.replace(r#""back":{"NetworkID":"lsg0dz53sfaryo8bjey7nif94""#, &format!(r#""{name}":{{"NetworkID":"{id}""#))
     };
@@ -151,7 +148,7 @@ fn containers_without_a_resolver() {
         assert_eq!(task(&on(name, "f00d")), disabled, "{name}");
     }
     for name in ["back", "ingress"] {
-        assert_eq!(task(&on(name, "f00d")), Some(ContainerDns::default()), "{name}");
+        assert_eq!(task(&on(name, "f00d")), Some(Box::default()), "{name}");
     }
     // A plain container without one is of no interest at all.
     let mut view = view(&[INGRESS, BACK, BRIDGE, SHOP]);

@@ -161,7 +161,7 @@ async fn a_container_event_asks_for_that_container() {
     let mut lab = Lab::connected().await;
     lab.engine.json("/containers/b2df664c/json", PLAIN);
     lab.engine.event(r#"{"Type":"network","Action":"connect","Actor":{"ID":"n","Attributes":{"container":"b2df664c"}}}"#);
-    lab.until(|l| l.snapshot.as_ref().unwrap().tasks.values().any(|t| t.name == "plain")).await;
+    lab.until(|l| l.snapshot.as_ref().unwrap().tasks.values().any(|t| &*t.name == "plain")).await;
     lab.engine.json(CONTAINER, WEB_CONTAINER.replace(r#""Running":true"#, r#""Running":true,"Health":{"Status":"unhealthy"}"#));
     lab.engine.event(
         r#"{"Type":"container","Action":"health_status: unhealthy","Actor":{"ID":"567ba44abd145dc07b14624c1a694b071fe3b531d100c1aa80c567f1ef84ff55"}}"#,
@@ -183,7 +183,7 @@ async fn local_networks_follow_the_events() {
     let plain = PLAIN.replace("lsg0dz53sfaryo8bjey7nif94", "shop1").replace(r#""IPAddress":"10.0.1.15""#, r#""IPAddress":"172.20.0.2""#);
     lab.engine.json("/containers/b2df664c/json", &plain);
     lab.engine.event(r#"{"Type":"network","Action":"connect","Actor":{"ID":"shop1","Attributes":{"container":"b2df664c"}}}"#);
-    lab.until(|l| of_this_node(l) == 1 && l.snapshot.as_ref().unwrap().tasks.values().any(|t| t.name == "plain")).await;
+    lab.until(|l| of_this_node(l) == 1 && l.snapshot.as_ref().unwrap().tasks.values().any(|t| &*t.name == "plain")).await;
     lab.engine.json("/containers/b2df664c/json", plain.replace(r#""NetworkID":"shop1""#, r#""NetworkID":"0f0f""#));
     lab.engine.event(r#"{"Type":"network","Action":"disconnect","Actor":{"ID":"shop1","Attributes":{"container":"b2df664c"}}}"#);
     lab.until(|l| of_this_node(l) == 0 && l.snapshot.as_ref().unwrap().tasks.len() == 1).await;
@@ -198,7 +198,7 @@ async fn a_slow_container_holds_up_nobody_and_a_failing_one_is_asked_for_again()
     lab.engine.json("/tasks", list(&[&WEB_TASK.replace(r#""DesiredState":"running""#, r#""DesiredState":"remove""#)]));
     lab.until(|l| l.snapshot.as_ref().unwrap().tasks[TASK_ID].is_draining()).await;
     lab.engine.json("/containers/b2df664c/json", PLAIN);
-    lab.until(|l| l.snapshot.as_ref().unwrap().tasks.values().any(|t| t.name == "plain")).await;
+    lab.until(|l| l.snapshot.as_ref().unwrap().tasks.values().any(|t| &*t.name == "plain")).await;
     assert!(lab.is_connected() && lab.states.len() == 1, "{:?}", lab.states);
 }
 

@@ -11,8 +11,8 @@ use std::{
 
 use hyper::body::Bytes;
 use swarmesh_model::{
-    ContainerDns, Network, NetworkId, Node, NodeId, Problem, PublishMode, Service, ServiceId, ServiceNetwork, Snapshot, Task, TaskAddress,
-    TaskState,
+    ContainerDns, Network, NetworkId, Node, NodeId, Problem, PublishMode, Service, ServiceId, ServiceNetwork, SharedMap, Snapshot, Task,
+    TaskAddress, TaskState,
 };
 
 use super::{
@@ -183,22 +183,22 @@ impl View {
         for listed in self.tasks.objects().values() {
             let mut task = listed.task.clone();
             let Some(service) = task.service.as_ref().and_then(|id| snapshot.services.get(id)) else { continue };
-            task.ports = self.services.objects().get(service.id.as_str()).and_then(|s| s.own_ports(listed));
+            task.ports = self.services.objects().get(service.id.as_str()).and_then(|s| s.own_ports(listed)).map(Into::into);
             let place = match (task.slot, &task.node) {
                 (Some(slot), _) => slot.to_string(),
                 (None, Some(node)) => node.to_string(),
                 (None, None) => "0".to_owned(),
             };
-            task.name = format!("{}.{place}.{}", service.name, task.id);
+            task.name = format!("{}.{place}.{}", service.name, task.id).into();
             task.node = task.node.filter(|node| snapshot.nodes.contains_key(node));
             task.addresses.retain(|a| snapshot.networks.contains_key(&a.network));
             if let Some(local) = locals.get(task.id.as_str()) {
-                task.sandbox.clone_from(&local.sandbox);
+                task.sandbox = local.sandbox.as_deref().map(Into::into);
                 task.healthy = if local.running { local.healthy } else { Some(false) };
                 if let Some(hostname) = &local.hostname {
-                    task.hostname = Some(hostname.clone());
+                    task.hostname = Some(hostname.as_str().into());
                 }
-                task.dns = Some(local.dns.clone());
+                task.dns = Some(local.dns.clone().into());
                 local.complete(&mut task, snapshot);
             }
             snapshot.insert_task(task);
@@ -212,18 +212,18 @@ impl View {
             snapshot.insert_task(Task {
                 id: id.as_str().into(),
                 service: None,
-                name: local.name.clone(),
+                name: local.name.as_str().into(),
                 slot: None,
                 node: node.clone(),
                 desired_state: TaskState::Running,
                 state: TaskState::Running,
-                container: Some(id.clone()),
-                hostname: local.hostname.clone(),
-                sandbox: local.sandbox.clone(),
+                container: Some(id.as_str().into()),
+                hostname: local.hostname.as_deref().map(Into::into),
+                sandbox: local.sandbox.as_deref().map(Into::into),
                 healthy: local.healthy,
                 addresses,
                 ports: None,
-                dns: Some(local.dns.clone()),
+                dns: Some(local.dns.clone().into()),
             });
         }
     }
@@ -264,7 +264,7 @@ impl Local {
                     aliases.push(alias);
                 }
             }
-            let links = name_resolution::links(&endpoint.links);
+            let links: SharedMap<_, _> = name_resolution::links(&endpoint.links).into_iter().collect();
             for text in [endpoint.ip_address, endpoint.global_ipv6_address] {
                 if let Ok(address) = text.parse::<IpAddr>() {
                     let (aliases, links) = (aliases.clone(), links.clone());

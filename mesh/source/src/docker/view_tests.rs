@@ -45,7 +45,7 @@ fn a_task_gets_its_name_and_its_container_the_sandbox() {
     let mut view = full();
     let before = snapshot(&mut view);
     let task = &before.tasks[TASK_ID];
-    assert_eq!((task.name.as_str(), task.sandbox.as_deref()), ("web.2.xhywa4hwqru2tc7utv5gai6e8", None));
+    assert_eq!((&*task.name, task.sandbox.as_deref()), ("web.2.xhywa4hwqru2tc7utv5gai6e8", None));
     assert!(view.take_container("", WEB_CONTAINER.as_bytes()).unwrap());
     assert!(!view.take_container("", WEB_CONTAINER.as_bytes()).unwrap(), "the same again");
     let after = snapshot(&mut view);
@@ -72,7 +72,7 @@ fn health_and_death_are_known_before_the_swarm_reacts() {
 fn a_global_task_is_named_after_its_node() {
     let mut view = full();
     tasks(&mut view, &[&WEB_TASK.replace(r#""Slot":2,"#, "")]);
-    assert_eq!(snapshot(&mut view).tasks[TASK_ID].name, format!("web.{NODE_ID}.{TASK_ID}"));
+    assert_eq!(*snapshot(&mut view).tasks[TASK_ID].name, *format!("web.{NODE_ID}.{TASK_ID}"));
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn plain_containers_of_swarm_networks() {
     let id = "b2df664cc44820f2f6db29968b9299bed64d385d379db2b1431eb6ce808aaba1";
     let after = snapshot(&mut view);
     let plain = &after.tasks[id];
-    assert_eq!((plain.name.as_str(), plain.state), ("plain", TaskState::Running));
+    assert_eq!((&*plain.name, plain.state), ("plain", TaskState::Running));
     assert_eq!(plain.node.as_ref().unwrap().as_str(), NODE_ID);
     assert_eq!(plain.addresses[0].aliases, ["pal"]);
     assert_eq!(plain.sandbox.as_deref(), Some("fc2fb6c63009"));

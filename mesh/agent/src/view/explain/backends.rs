@@ -41,7 +41,7 @@ pub(super) fn left_out(view: &View, service: &Service, asked: Asked<'_>, used: &
                 None => continue,
             }
         };
-        left_out.push(LeftOut { task: task.name.clone(), node: view.task_node(&task.id), why });
+        left_out.push(LeftOut { task: task.name.to_string(), node: view.task_node(&task.id), why });
     }
     left_out.sort_by(|a, b| a.task.cmp(&b.task));
     left_out

@@ -6,10 +6,7 @@ use swarmesh_dns::wire::kind;
 use swarmesh_plan::AskerPlan;
 
 use super::{Story, Verdict, View, vip::find_task};
-use crate::{
-    names::Book,
-    view::names::{all, upstreams},
-};
+use crate::{names::Book, view::names::upstreams};
 
 type Outcome = (Verdict, String);
 
@@ -45,8 +42,7 @@ pub(super) fn explain(view: &View, story: &mut Story, name: &str, from: Option<&
         story.hop("asker", "no container of this node is in a network with names");
         return (Verdict::NotOurs, "nobody here can ask".to_owned());
     }
-    let mut book = Book::default();
-    book.apply(&all(view));
+    let book = Book::of(&view.plan.names);
     let mut outcomes: Vec<(Outcome, Vec<&str>)> = Vec::new();
     for asker in &askers {
         let outcome = one(view, &book, asker, name, kind);

@@ -37,7 +37,7 @@ const SWARM: &str = r#"{"version": 1,
 
 fn view() -> View {
     let snapshot = swarmesh_model::Snapshot::from_json(SWARM).unwrap();
-    let context = NodeContext { node: Some("n1".into()), takeover: Takeover::On, draining: false };
+    let context = NodeContext { node: Some("n1".into()), takeover: Takeover::On, ..NodeContext::default() };
     let plan = plan(&snapshot, &context);
     View { snapshot, plan, context, origin: Origin::Source, ..View::default() }
 }
@@ -135,9 +135,11 @@ fn tasks_of_this_node_are_reached_past_the_ingress_sandbox() {
     assert!(told.hops[4].what.starts_with("translates 8000 to 80"));
     assert!(told.hops[5].what.ends_with("it comes straight from the task's leg on the node's bridge"));
     // What has to be decided in one place is decided in the sandbox.
-    let port = view.plan.published.get_mut(&(Protocol::Tcp, 8000)).unwrap();
+    let key = (Protocol::Tcp, 8000);
+    let port = view.plan.published.get(&key).unwrap();
     let sticky = swarmesh_plan::Policy { affinity: Some(std::time::Duration::from_secs(60)), ..(*port.policy).clone() };
-    *port = std::sync::Arc::new(swarmesh_plan::PublishedPort { policy: std::sync::Arc::new(sticky), ..(**port).clone() });
+    let port = swarmesh_plan::PublishedPort { policy: std::sync::Arc::new(sticky), ..(**port).clone() };
+    view.plan.published.insert(key, port.into());
     assert!(ask(&view, "tcp://192.0.2.11:8000").hops[2].what.contains("hands it to the ingress sandbox"));
 }
 

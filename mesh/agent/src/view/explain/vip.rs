@@ -161,7 +161,7 @@ fn targets(vip: &VirtualService) -> (bool, Targets) {
 /// By full name, id, container id, or a prefix of one of the ids that is long enough to be meant.
 pub(super) fn find_task<'a>(view: &'a View, name: &str) -> Option<&'a Task> {
     let tasks = || view.snapshot.tasks.values().map(AsRef::as_ref);
-    let exact = |t: &&Task| t.name == name || t.id.as_str() == name || t.container.as_deref() == Some(name);
+    let exact = |t: &&Task| &*t.name == name || t.id.as_str() == name || t.container.as_deref() == Some(name);
     let prefix = |t: &&Task| {
         name.len() >= 4
             && (t.id.as_str().starts_with(name)

@@ -68,7 +68,7 @@ impl Supervisor {
             .values()
             .map(|task| TaskRow {
                 id: task.id.to_string(),
-                name: task.name.clone(),
+                name: task.name.to_string(),
                 service: task.service.as_ref().and_then(|id| snapshot.services.get(id)).map(|s| s.name.clone()),
                 slot: task.slot,
                 node: task.node.as_ref().and_then(|id| hostnames.get(id)).map(|h| (*h).to_owned()),

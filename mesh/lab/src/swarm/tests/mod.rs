@@ -126,7 +126,7 @@ impl Lab {
         let snapshot = self.swarm.snapshot();
         assert_eq!(Snapshot::from_json(&snapshot.to_json()), Ok(snapshot.clone()));
         let mut addresses = BTreeMap::new();
-        let tasks = snapshot.tasks.values().flat_map(|t| t.addresses.iter().map(|a| (a.network.clone(), a.address, t.name.clone())));
+        let tasks = snapshot.tasks.values().flat_map(|t| t.addresses.iter().map(|a| (a.network.clone(), a.address, t.name.to_string())));
         let vips = snapshot.services.values().flat_map(|s| s.vips.iter().map(|v| (v.network.clone(), v.address, s.name.clone())));
         let nodes = self.swarm.node_endpoints();
         let nodes = nodes.iter().flat_map(|n| n.addresses.iter().map(|a| (n.network.clone(), a.address, n.node_hostname.clone())));
@@ -173,5 +173,5 @@ impl Lab {
 }
 
 fn slot_name(task: &Task) -> String {
-    task.name.rsplit_once('.').map_or(task.name.clone(), |(front, _)| front.to_owned())
+    task.name.rsplit_once('.').map_or(task.name.to_string(), |(front, _)| front.to_owned())
 }
