@@ -11,8 +11,8 @@ pub const UDP_LIMIT: usize = 4096;
 /// What our own OPT record offers.
 const OFFERED: u16 = 4096;
 /// Octets of a name, length bytes and root included (RFC 1035, section 2.3.4).
-const LONGEST_NAME: usize = 255;
-const LONGEST_LABEL: usize = 63;
+pub(crate) const LONGEST_NAME: usize = 255;
+pub(crate) const LONGEST_LABEL: usize = 63;
 
 /// Record types that names of ours have something to say about (RFC 1035, 3596, 2782, 6891, 8482).
 pub mod kind {

@@ -1,8 +1,9 @@
-//! Everything that is done with the project besides compiling it: `cargo xtask demo | test | lab | bench`.
+//! Everything that is done with the project besides compiling it: `cargo xtask demo | test | fuzz | lab | bench`.
 #![forbid(unsafe_code)]
 
 mod bench;
 mod demo;
+mod fuzz;
 mod lab;
 mod packages;
 mod run;
@@ -31,6 +32,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         filter: Vec<String>,
     },
+    /// Feed the resolver with what nobody would send it (fuzz/)
+    Fuzz {
+        /// For each target
+        #[arg(long, default_value_t = 300)]
+        seconds: u32,
+    },
     /// Three real dockerd on this machine, one swarm
     Lab {
         #[command(subcommand)]
@@ -47,6 +54,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Demo => demo::run(),
         Command::Test { tier, filter } => tiers::run(tier, &filter),
+        Command::Fuzz { seconds } => fuzz::fuzz(seconds),
         Command::Lab { command } => lab::run(command),
         Command::Bench(args) => bench::run(&args),
         Command::BenchEcho { address } => bench::echo(address),

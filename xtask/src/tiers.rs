@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    packages,
+    fuzz, packages,
     run::{build, cargo, run as execute, say},
 };
 
@@ -17,6 +17,8 @@ const SWARM: &str = "package(swarmesh-tests) and (binary(~swarm) or binary(~dock
 pub(crate) enum Tier {
     /// Formatting, lints, and every test that needs no privilege
     Unit,
+    /// Both fuzz targets, shortly
+    Fuzz,
     /// The emulator and the real kernel, in namespaces
     Netns,
     /// Three real dockerd
@@ -25,11 +27,15 @@ pub(crate) enum Tier {
 
 /// One tier, or all of them in the order of their cost.
 pub(crate) fn run(tier: Option<Tier>, filter: &[String]) -> Result<()> {
-    let tiers = tier.map_or_else(|| vec![Tier::Unit, Tier::Netns, Tier::Swarm], |t| vec![t]);
+    let tiers = tier.map_or_else(|| vec![Tier::Unit, Tier::Fuzz, Tier::Netns, Tier::Swarm], |t| vec![t]);
     for tier in tiers {
         say(&format!("\n== tier {tier:?} =="));
         match tier {
             Tier::Unit => unit(filter)?,
+            Tier::Fuzz => {
+                fuzz::lint()?;
+                fuzz::fuzz(fuzz::SHORT)?;
+            }
             Tier::Netns => {
                 packages::ensure(&[
                     "nftables",

@@ -76,6 +76,12 @@ impl Cache {
         }
     }
 
+    /// How many there are, what was counted of them, and what a fresh count says.
+    #[cfg(feature = "fuzz")]
+    pub(super) fn weight(&self) -> (usize, usize, usize) {
+        (self.entries.len(), self.bytes, self.entries.iter().map(|(_, entry)| entry.answer.weight()).sum())
+    }
+
     fn remove(&mut self, key: &Key) {
         if let Some(old) = self.entries.pop(key) {
             self.bytes -= old.answer.weight();

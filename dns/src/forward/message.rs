@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use crate::wire::{Code, HEADER, Query, kind};
+use crate::wire::{Code, HEADER, LONGEST_LABEL, LONGEST_NAME, Query, kind};
 
 const QR: u8 = 0x80;
+const OPCODE: u8 = 0x78;
 const TC: u8 = 0x02;
 /// What our own OPT record offers upstream: no fragments on any usual path (DNS flag day 2020).
 const OFFERED: u16 = 1232;
@@ -42,9 +43,9 @@ pub(super) struct Answer {
 
 impl Answer {
     /// `None` if it is not an answer to what was sent, or not a whole message.
-    pub(super) fn read(bytes: Vec<u8>, sent: &[u8]) -> Option<Self> {
+    pub(super) fn read(mut bytes: Vec<u8>, sent: &[u8]) -> Option<Self> {
         let header = bytes.get(..HEADER)?;
-        if header[..2] != sent[..2] || header[2] & QR == 0 || header[4..6] != [0, 1] {
+        if header[..2] != sent[..2] || header[2] & (QR | OPCODE) != QR || header[4..6] != [0, 1] {
             return None;
         }
         let end = skip_name(sent, HEADER)? + 4;
@@ -59,7 +60,7 @@ impl Answer {
         let (mut positive, mut negative) = (None, None);
         for (section, count) in counts.into_iter().enumerate() {
             for _ in 0..count {
-                at = skip_name(&bytes, at)?;
+                at = skip_name_past(&bytes, at, &ttls)?;
                 let fixed = bytes.get(at..at + 10)?;
                 let (of, ttl) = (u16::from_be_bytes([fixed[0], fixed[1]]), u32::from_be_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]));
                 let data = at + 10;
@@ -73,12 +74,14 @@ impl Answer {
                         positive = Some(positive.map_or(ttl, |least: u32| least.min(ttl)));
                     } else if section == 1 && of == kind::SOA {
                         let minimum = held.last_chunk::<4>().map_or(0, |last| u32::from_be_bytes(*last));
-                        negative = Some(ttl.min(minimum));
+                        negative = Some(negative.unwrap_or(u32::MAX).min(ttl).min(minimum));
                     }
                 }
                 at = end;
             }
         }
+        // What follows the last record is no part of the message: neither kept nor handed on.
+        bytes.truncate(at);
         let mut answer = Self { bytes, ttls, lifetime: None };
         let seconds = match (answer.code(), positive) {
             _ if answer.is_truncated() => 0,
@@ -148,22 +151,45 @@ impl Answer {
     }
 }
 
-/// Where the name at `at` ends. Pointers must lead back, and not in circles.
+/// Where the name at `start` ends.
 fn skip_name(bytes: &[u8], start: usize) -> Option<usize> {
-    let (mut at, mut end, mut lowest) = (start, None, start);
+    skip_name_past(bytes, start, &[])
+}
+
+/// The same of a message that is handed out with another ID and with other `ttls`. A pointer leads back to a name, or its end,
+/// that was written before: to nothing that is changed, and to nothing that runs on into what came after.
+fn skip_name_past(bytes: &[u8], start: usize, ttls: &[u32]) -> Option<usize> {
+    let is_changed = |from: usize, to: usize| {
+        let next = ttls.partition_point(|ttl| *ttl as usize + 4 <= from);
+        from < HEADER || ttls.get(next).is_some_and(|ttl| (*ttl as usize) < to)
+    };
+    let (mut at, mut end, mut octets) = (start, None, 0);
+    // This stretch of labels, and where it must be over.
+    let (mut stretch, mut bound) = (start, bytes.len());
     for _ in 0..MOST_STEPS {
         let len = usize::from(*bytes.get(at)?);
+        let next = at + if len < 0xc0 { 1 + len } else { 2 };
+        if next > bound || is_changed(at, next) {
+            return None;
+        }
         match len {
-            0 => return Some(end.unwrap_or(at + 1)),
-            1..=63 => at += 1 + len,
-            0xc0.. => {
-                let to = (len & 0x3f) << 8 | usize::from(*bytes.get(at + 1)?);
-                end = end.or(Some(at + 2));
-                if to >= lowest {
+            0..=LONGEST_LABEL => {
+                octets += 1 + len;
+                if octets > LONGEST_NAME {
                     return None;
                 }
-                lowest = to;
-                at = to;
+                if len == 0 {
+                    return Some(end.unwrap_or(next));
+                }
+                at = next;
+            }
+            0xc0.. => {
+                end = end.or(Some(next));
+                at = (len & 0x3f) << 8 | usize::from(*bytes.get(at + 1)?);
+                if at >= stretch {
+                    return None;
+                }
+                (stretch, bound) = (at, stretch);
             }
             _ => return None,
         }

@@ -3,6 +3,9 @@
 
 mod cache;
 mod exchange;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod health;
 mod message;
 pub mod resolv_conf;

@@ -72,6 +72,7 @@ fn only_a_whole_answer_to_what_was_asked_is_believed() {
     for (what, bytes) in [
         ("another ID", with(1, 8)),
         ("a query", with(2, 0x01)),
+        ("an answer to a NOTIFY", with(2, 0xa0)),
         ("two questions", with(5, 2)),
         ("another name", answer("b.example.", &[60]).to_bytes().unwrap()),
         ("another type", with(12 + 11 + 1, 28)),
@@ -85,6 +86,57 @@ fn only_a_whole_answer_to_what_was_asked_is_believed() {
         ("a name that points forward", with(12 + 11 + 4 + 1, 40)),
     ] {
         assert!(Answer::read(bytes, &sent).is_none(), "{what}");
+    }
+}
+
+#[test]
+fn names_are_made_of_what_was_a_name_before_and_stays_as_it_is() {
+    let sent = asked("a.example.");
+    // Two records of type 0x0101 with nothing in them: the second one's owner is what is tried.
+    let question = 12;
+    let first = sent.len();
+    let (first_ttl, second) = (first + 6, first + 14);
+    let with_owner = |owner: &[u8], data: &[u8]| {
+        let mut bytes = sent.clone();
+        bytes[2] |= 0x80;
+        bytes[7] = 2;
+        for (owner, data) in [(&[0xc0, 12][..], &[1, b'x'][..]), (owner, data)] {
+            bytes.extend(owner);
+            bytes.extend([1, 1, 0, 1, 0, 0, 1, 44, 0, u8::try_from(data.len()).unwrap()]);
+            bytes.extend(data);
+        }
+        bytes
+    };
+    let pointer = |to: usize| [0xc0, u8::try_from(to).unwrap()];
+    let read = |bytes: Vec<u8>| Answer::read(bytes, &sent);
+    let whole = with_owner(&pointer(question), &[]);
+    assert_eq!(read(whole.clone()).unwrap().bytes, whole);
+    assert!(read(with_owner(&pointer(first), &[])).is_some(), "a pointer to a pointer");
+    assert!(read(with_owner(&pointer(question + 2), &[])).is_some(), "the end of a name");
+    let long = |labels: usize| [1, b'y'].repeat(labels).into_iter().chain(pointer(question)).collect::<Vec<u8>>();
+    // a.example. has eleven octets.
+    assert!(read(with_owner(&long(122), &[])).is_some(), "255 octets");
+    for (what, owner) in [
+        ("the ID", pointer(0).to_vec()),
+        ("another byte of the header", pointer(4).to_vec()),
+        ("a TTL", pointer(first_ttl).to_vec()),
+        ("a name that runs on into itself", pointer(second - 2).to_vec()),
+        ("256 octets and more", long(123)),
+    ] {
+        assert!(read(with_owner(&owner, &[])).is_none(), "{what}");
+    }
+    let mut more = whole.clone();
+    more.extend(b"of nobody");
+    assert_eq!(read(more).unwrap().bytes, whole, "what follows the last record is not kept");
+}
+
+#[test]
+fn of_two_soa_records_the_shorter_counts() {
+    for ttls in [[20, 100], [100, 20]] {
+        let mut message = answer("a.example.", &[]);
+        message.metadata.response_code = ResponseCode::NXDomain;
+        message.add_authorities(ttls.map(|ttl| soa(ttl, 3600)));
+        assert_eq!(lifetime(&message), Some(20));
     }
 }
 

@@ -1,0 +1,55 @@
+//! `cargo xtask fuzz`: the packet path of the resolver against what libFuzzer makes up (fuzz/).
+
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::{
+    packages,
+    run::{cargo, root, run, say},
+};
+
+/// Each with the longest input that is of use: the server cuts queries at 2048 bytes, and no client takes more than 4096 by UDP.
+const TARGETS: [(&str, u32); 2] = [("client_query", 2048), ("upstream_answer", 5000)];
+/// As part of `cargo xtask test`: the corpus, and a little beyond.
+pub(crate) const SHORT: u32 = 20;
+
+/// Runs each target for so many seconds. What is found is in `fuzz/artifacts/`, and is an error.
+pub(crate) fn fuzz(seconds: u32) -> Result<()> {
+    // libFuzzer itself is C++.
+    packages::ensure(&["g++"])?;
+    if !cargo().args(["fuzz", "--version"]).output().is_ok_and(|o| o.status.success()) {
+        run(cargo().args(["install", "--locked", "cargo-fuzz"]))?;
+    }
+    for (target, longest) in TARGETS {
+        // New inputs go into a directory of their own: the corpus that is kept changes when somebody means it to.
+        let found = root().join("fuzz/target/found").join(target);
+        std::fs::create_dir_all(&found).with_context(|| format!("cannot create {}", found.display()))?;
+        say(&format!("fuzzing {target} for {seconds} s"));
+        let mut command = cargo_fuzz();
+        command.args(["run", target]).arg(found).arg(format!("fuzz/corpus/{target}")).arg("--");
+        command.args([
+            &format!("-max_total_time={seconds}"),
+            &format!("-max_len={longest}"),
+            "-timeout=10",
+            "-verbosity=0",
+            "-print_final_stats=1",
+        ]);
+        run(&mut command)?;
+    }
+    Ok(())
+}
+
+/// Formatting and lints of fuzz/, which is no member of the workspace.
+pub(crate) fn lint() -> Result<()> {
+    run(cargo().args(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))?;
+    run(cargo().args(["clippy", "--manifest-path", "fuzz/Cargo.toml", "--all-targets", "--locked", "--", "--deny", "warnings"]))
+}
+
+fn cargo_fuzz() -> Command {
+    let mut command = cargo();
+    // Sanitizers are behind -Z, which only nightly compilers take. The project is built by one stable compiler, and this switch
+    // lets that one take them, for this build alone; nothing that is shipped is built with it.
+    command.arg("fuzz").env("RUSTC_BOOTSTRAP", "1");
+    command
+}
