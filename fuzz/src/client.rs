@@ -210,7 +210,7 @@ fn unanswered(query: &Query<'_>) -> Vec<u8> {
             panic!("there is nobody to ask");
         }
     }
-    let forwarder = Rc::new(Forwarder::new(Arc::new(NoSockets), Default::default(), Arc::default()));
+    let forwarder = Rc::new(Forwarder::new(Arc::new(NoSockets), Default::default(), Arc::default(), Arc::default()));
     let route = Route { asker: 1, upstreams: Arc::new([]), inner: None };
     let resolving = pin!(forwarder.resolve(query, &route));
     match resolving.poll(&mut Context::from_waker(Waker::noop())) {

@@ -14,7 +14,7 @@ use tokio::{
     time::{sleep, sleep_until, timeout_at},
 };
 
-use super::{Forwarder, Upstream, message};
+use super::{Choice, Forwarder, Upstream, message};
 use crate::wire::{Code, Query};
 
 /// Clients give up after five seconds; an answer after that is for nobody.
@@ -51,17 +51,34 @@ impl Exchange {
     }
 
     pub(super) async fn run(self, forwarder: &Rc<Forwarder>) -> Option<message::Answer> {
+        let mut asked = Vec::new();
+        // Tries that may still say something, by their turn.
+        let mut open = Vec::new();
+        let (turn, answer) = self.race(forwarder, &mut asked, &mut open).await?;
+        let still_asked: Vec<&Upstream> = open.iter().filter_map(|turn| asked.get(*turn)).collect();
+        if let Some(winner) = asked.get(turn) {
+            let before = self.upstreams.iter().take_while(|upstream| *upstream != winner);
+            let why = match before.clone().next() {
+                None => Choice::First,
+                Some(_) if before.clone().any(|upstream| still_asked.contains(&upstream)) => Choice::Faster,
+                Some(_) if before.clone().any(|upstream| asked.contains(upstream)) => Choice::OthersFailed,
+                Some(_) => Choice::OthersRest,
+            };
+            forwarder.health.chosen(winner, why, Instant::now());
+        }
+        Some(answer)
+    }
+
+    /// The answer that counts, and by whose turn it came.
+    async fn race(&self, forwarder: &Rc<Forwarder>, asked: &mut Vec<Upstream>, open: &mut Vec<usize>) -> Option<(usize, message::Answer)> {
         let start = Instant::now();
-        let order = forwarder.health.borrow().order(&self.upstreams, start);
+        let order = forwarder.health.order(&self.upstreams, start);
         let mut waiting = order.into_iter().take(MOST_SERVERS).peekable();
         let (words, mut heard) = mpsc::unbounded_channel();
-        // Tries that may still say something, by their turn.
-        let mut open: Vec<usize> = Vec::new();
         // Servers that came before others and are well: what they say counts more.
         let mut preferred: Vec<usize> = Vec::new();
         // "No" from a later server. A company's own names are known to its own server alone, and that one may be slow.
-        let mut held: Option<message::Answer> = None;
-        let mut turn = 0;
+        let mut held: Option<(usize, message::Answer)> = None;
         let mut next = tokio::time::Instant::from_std(start);
         let deadline = tokio::time::Instant::from_std(start + DEADLINE);
         loop {
@@ -71,9 +88,9 @@ impl Exchange {
                     open.retain(|other| *other != of);
                     let has_earlier = open.iter().any(|other| *other < of && preferred.contains(other));
                     match word {
-                        Word::Final(answer) if has_earlier && !answer.is_positive() => held = held.or(Some(answer)),
+                        Word::Final(answer) if has_earlier && !answer.is_positive() => held = held.or(Some((of, answer))),
                         // Tries that are still open learn that nobody listens, and end when they know how their server is.
-                        Word::Final(answer) => return Some(answer),
+                        Word::Final(answer) => return Some((of, answer)),
                         // Its turn is over, so the next one's begins.
                         Word::Other | Word::Silence => next = tokio::time::Instant::now(),
                     }
@@ -89,9 +106,10 @@ impl Exchange {
                     if !open.is_empty() {
                         forwarder.counters.raced.fetch_add(1, Relaxed);
                     }
-                    let patience = forwarder.health.borrow().patience(&upstream);
+                    let patience = forwarder.health.patience(&upstream);
                     next = tokio::time::Instant::now() + patience;
-                    turn += 1;
+                    let turn = asked.len();
+                    asked.push(upstream.clone());
                     open.push(turn);
                     // One that has to prove itself is not waited for.
                     if !patience.is_zero() && !upstream.is_engine() {
@@ -123,16 +141,16 @@ async fn attempt(
     };
     if word.is_none() {
         forwarder.counters.timeouts.fetch_add(1, Relaxed);
-        forwarder.health.borrow_mut().failed(&upstream, Instant::now());
+        forwarder.health.failed(&upstream, Instant::now());
         if words.is_closed() {
             return;
         }
         word = Some(asking.await);
     } else if matches!(word, Some(Word::Silence)) {
-        forwarder.health.borrow_mut().failed(&upstream, Instant::now());
+        forwarder.health.failed(&upstream, Instant::now());
     }
     if matches!(word, Some(Word::Final(_) | Word::Other)) {
-        forwarder.health.borrow_mut().answered(&upstream, start.elapsed());
+        forwarder.health.answered(&upstream, start.elapsed(), Instant::now());
     }
     if let Some(Word::Final(answer)) = &mut word
         && upstream.is_engine()

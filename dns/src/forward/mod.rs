@@ -27,11 +27,11 @@ use tokio::sync::watch;
 
 use self::{
     cache::{Cache, Key},
-    health::Health,
     message::Answer,
 };
 use crate::wire::{Code, HEADER, Query, Response};
 
+pub use health::{Choice, Conduct, Health};
 pub use message::fit;
 
 /// From which network a server is asked.
@@ -52,7 +52,7 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    fn is_engine(&self) -> bool {
+    pub fn is_engine(&self) -> bool {
         matches!(self.origin, Origin::Engine(_))
     }
 }
@@ -82,9 +82,10 @@ pub struct Inner {
 }
 
 impl Route {
-    /// Whom to ask for a name, and whether nobody's answer means that there is nothing.
-    fn choose(&self, query: &Query<'_>) -> (&Arc<[Upstream]>, bool) {
-        let (Some(inner), Some(name)) = (&self.inner, query.name()) else { return (&self.upstreams, false) };
+    /// Whom to ask for a name in lower case, and whether nobody's answer means that there is nothing. `None` is a name that
+    /// cannot be a container's.
+    pub fn choose(&self, name: Option<&str>) -> (&Arc<[Upstream]>, bool) {
+        let (Some(inner), Some(name)) = (&self.inner, name) else { return (&self.upstreams, false) };
         if name.is_empty() {
             return (&self.upstreams, false);
         }
@@ -153,7 +154,7 @@ pub struct Forwarder {
     limits: Limits,
     counters: Arc<Counters>,
     cache: RefCell<Cache>,
-    health: RefCell<Health>,
+    health: Arc<Health>,
     /// Questions that are asked right now, and who waits for the same.
     asking: RefCell<HashMap<Key, watch::Receiver<Option<Asked>>>>,
     in_flight: Cell<usize>,
@@ -202,13 +203,13 @@ impl Drop for Turn<'_> {
 }
 
 impl Forwarder {
-    pub fn new(sockets: Arc<dyn Sockets>, limits: Limits, counters: Arc<Counters>) -> Self {
+    pub fn new(sockets: Arc<dyn Sockets>, limits: Limits, counters: Arc<Counters>, health: Arc<Health>) -> Self {
         Self {
             sockets,
             limits,
             counters,
             cache: RefCell::new(Cache::new()),
-            health: RefCell::default(),
+            health,
             asking: RefCell::default(),
             in_flight: Cell::new(0),
             by_asker: RefCell::default(),
@@ -227,7 +228,7 @@ impl Forwarder {
             self.counters.refused.fetch_add(1, Relaxed);
             return plain(query, Code::Refused);
         };
-        let (upstreams, is_nothing_else) = route.choose(query);
+        let (upstreams, is_nothing_else) = route.choose(query.name());
         if upstreams.is_empty() {
             self.counters.failed.fetch_add(1, Relaxed);
             return plain(query, Code::ServFail);

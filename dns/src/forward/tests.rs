@@ -119,7 +119,7 @@ async fn ask_by(forwarder: &Rc<Forwarder>, name: &str, route: &Route) -> Message
 }
 
 fn forwarder(limits: Limits) -> Rc<Forwarder> {
-    Rc::new(Forwarder::new(Arc::new(Plain), limits, Arc::default()))
+    Rc::new(Forwarder::new(Arc::new(Plain), limits, Arc::default(), Arc::default()))
 }
 
 async fn ask(forwarder: &Rc<Forwarder>, name: &str, servers: &[&Server]) -> Message {
@@ -247,6 +247,35 @@ fn a_first_server_that_comes_back_is_asked_first_again() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         assert_eq!(answers.last().map(String::as_str), Some("192.0.2.1"), "{answers:?}");
+    });
+}
+
+#[test]
+fn it_is_known_whose_answer_counted_and_why() {
+    run(async {
+        let (dead, broken, second) = (silent(), failing(ResponseCode::ServFail), good(0, 2));
+        let forwarder = forwarder(Limits::default());
+        let of = |server: &Server| Upstream { server: server.address, origin: Origin::Host };
+        let why = |server: &Server| forwarder.health.conduct(&of(server)).chosen.map(|(_, why)| why);
+        ask(&forwarder, "a.example.", &[&second, &dead]).await;
+        assert_eq!(why(&second), Some(Choice::First));
+        ask(&forwarder, "b.example.", &[&broken, &second]).await;
+        assert_eq!(why(&second), Some(Choice::OthersFailed));
+        // What it says is an answer, if of no use: nobody has to wait for it.
+        let conduct = forwarder.health.conduct(&of(&broken));
+        assert_eq!((conduct.answers, conduct.failures, conduct.chosen, conduct.rests_until), (1, 0, None, None));
+        ask(&forwarder, "c.example.", &[&dead, &second]).await;
+        assert_eq!(why(&second), Some(Choice::Faster));
+        let mut number = 0;
+        while why(&second) != Some(Choice::OthersRest) {
+            assert!(number < 200, "{:?}", forwarder.health.conduct(&of(&dead)));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            ask(&forwarder, &format!("d{number}.example."), &[&dead, &second]).await;
+            number += 1;
+        }
+        let conduct = forwarder.health.conduct(&of(&dead));
+        assert!(conduct.failures > 0 && conduct.answers == 0 && conduct.chosen.is_none(), "{conduct:?}");
+        assert!(conduct.last_failure.is_some() && conduct.rests_until.is_some() && conduct.time.is_none(), "{conduct:?}");
     });
 }
 

@@ -89,6 +89,8 @@ pub struct Server {
 pub struct Shared {
     pub stats: Arc<Stats>,
     pub forwarding: Arc<crate::forward::Counters>,
+    /// How those who are asked upstream have behaved.
+    pub upstreams: Arc<crate::forward::Health>,
     /// Every so many queries one is logged; 0 is never.
     pub log_every: AtomicU64,
     logged: AtomicU64,
@@ -133,7 +135,7 @@ impl Server {
         let (forward, jobs) = queue::channel(QUEUE);
         let datagrams = udp::Loop::new(Arc::clone(&epoll), Arc::clone(&wake), commands, forward, settings, Arc::clone(&shared));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (slow_shared, counters) = (Arc::clone(&shared), Arc::clone(&shared.forwarding));
+        let (slow_shared, counters, health) = (Arc::clone(&shared), Arc::clone(&shared.forwarding), Arc::clone(&shared.upstreams));
         let (fast_ends, slow_ends) = (Ends(Arc::clone(&shared)), Ends(Arc::clone(&shared)));
         let threads = vec![
             std::thread::Builder::new().name("names".to_owned()).spawn(move || {
@@ -143,7 +145,8 @@ impl Server {
             std::thread::Builder::new().name("names-upstream".to_owned()).spawn(move || {
                 let _ends = slow_ends;
                 let local = LocalSet::new();
-                let slow = Slow { forwarder: Rc::new(Forwarder::new(sockets, limits, counters)), settings, shared: slow_shared };
+                let forwarder = Rc::new(Forwarder::new(sockets, limits, counters, health));
+                let slow = Slow { forwarder, settings, shared: slow_shared };
                 local.block_on(&runtime, slow.run(jobs, slow_commands));
             })?,
         ];

@@ -42,6 +42,9 @@ fn render(explanation: &Explanation) -> String {
         for other in &hop.left_out {
             out.push_str(&format!("      not {} on {}: {}\n", clean(&other.task), clean(&other.node), clean(&other.why)));
         }
+        for upstream in &hop.upstreams {
+            out.push_str(&format!("      {}\n", clean(&upstream.words())));
+        }
     }
     if !explanation.missing.is_empty() {
         out.push_str("\nmissing:\n");

@@ -184,23 +184,8 @@ impl Names {
         Ok(State::Open { session, redirect, namespace })
     }
 
-    /// Docker's rule: the creator's servers, asked from the container's own namespace, replace the host's, which are asked from
-    /// the host's and only for containers that may get out.
     fn route(&self, session: u64, asker: &AskerPlan) -> Route {
-        let sandbox: Arc<str> = asker.sandbox.as_str().into();
-        let upstream = |server: &IpAddr, origin| Upstream { server: SocketAddr::new(*server, DNS_PORT), origin };
-        let upstreams: Vec<Upstream> = if !asker.servers.is_empty() {
-            asker.servers.iter().filter(|s| **s != RESOLVER).map(|s| upstream(s, Origin::Sandbox(Arc::clone(&sandbox)))).collect()
-        } else if asker.leads_out {
-            self.host_servers.iter().map(|s| upstream(s, Origin::Host)).collect()
-        } else {
-            Vec::new()
-        };
-        let engine = Upstream { server: SocketAddr::from((RESOLVER, DNS_PORT)), origin: Origin::Engine(sandbox) };
-        let both = std::iter::once(engine.clone()).chain(upstreams.iter().cloned()).collect();
-        let inner =
-            Inner { engine: [engine].into(), both, networks: self.book.titles(asker), keeps_single_labels: asker.keeps_single_labels };
-        Route { asker: session, upstreams: upstreams.into(), inner: Some(inner) }
+        route(session, asker, &self.host_servers, self.book.titles(asker))
     }
 
     /// Tries what is due, and says when to call again.
@@ -260,4 +245,22 @@ impl Names {
         }
         self.server.stop();
     }
+}
+
+/// Docker's rule: the creator's servers, asked from the container's own namespace, replace the host's, which are asked from
+/// the host's and only for containers that may get out.
+pub(crate) fn route(session: u64, asker: &AskerPlan, host_servers: &[IpAddr], networks: Arc<[Box<str>]>) -> Route {
+    let sandbox: Arc<str> = asker.sandbox.as_str().into();
+    let upstream = |server: &IpAddr, origin| Upstream { server: SocketAddr::new(*server, DNS_PORT), origin };
+    let upstreams: Vec<Upstream> = if !asker.servers.is_empty() {
+        asker.servers.iter().filter(|s| **s != RESOLVER).map(|s| upstream(s, Origin::Sandbox(Arc::clone(&sandbox)))).collect()
+    } else if asker.leads_out {
+        host_servers.iter().map(|s| upstream(s, Origin::Host)).collect()
+    } else {
+        Vec::new()
+    };
+    let engine = Upstream { server: SocketAddr::from((RESOLVER, DNS_PORT)), origin: Origin::Engine(sandbox) };
+    let both = std::iter::once(engine.clone()).chain(upstreams.iter().cloned()).collect();
+    let inner = Inner { engine: [engine].into(), both, networks, keeps_single_labels: asker.keeps_single_labels };
+    Route { asker: session, upstreams: upstreams.into(), inner: Some(inner) }
 }

@@ -4,7 +4,6 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use swarmesh_model::NetworkId;
-use swarmesh_plan::AskerPlan;
 
 use super::View;
 
@@ -61,16 +60,4 @@ pub fn names(view: &View, everything: bool) -> Vec<NameRow> {
     }
     rows.sort();
     rows
-}
-
-/// Whom an asker's other questions go to, in this order, and from where.
-pub(super) fn upstreams(view: &View, asker: &AskerPlan) -> Vec<String> {
-    if !asker.servers.is_empty() {
-        return asker.servers.iter().map(|s| format!("{s} from the container's own namespace, as its creator said")).collect();
-    }
-    if !asker.leads_out {
-        return Vec::new();
-    }
-    let host = view.host_servers.iter().map(|s| format!("{s} from the host, by its resolv.conf"));
-    host.collect()
 }

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use swarmesh_dns::wire::kind;
+use swarmesh_dns::{forward::Upstream, wire::kind};
 use swarmesh_plan::AskerPlan;
 
-use super::{Story, Verdict, View, vip::find_task};
-use crate::{names::Book, view::names::upstreams};
+use super::{Story, Verdict, View, upstream, vip::find_task};
+use crate::names::{Book, route};
 
 type Outcome = (Verdict, String);
+/// Who is asked, when it is not answered here.
+type Upstreams = Arc<[Upstream]>;
 
 /// What may follow `&type=`.
 pub(super) const KINDS: [(&str, u16); 6] =
@@ -44,8 +46,15 @@ pub(super) fn explain(view: &View, story: &mut Story, name: &str, from: Option<&
     }
     let book = Book::of(&view.plan.names);
     let mut outcomes: Vec<(Outcome, Vec<&str>)> = Vec::new();
+    let mut asked: Vec<Upstreams> = Vec::new();
     for asker in &askers {
-        let outcome = one(view, &book, asker, name, kind);
+        let (outcome, upstreams) = one(view, &book, asker, name, kind);
+        // Each container's way to the engine is its own, and of interest when it is asked for.
+        let is_own = upstreams.iter().any(Upstream::is_engine);
+        let upstreams = if is_own && askers.len() > 1 { upstreams.iter().filter(|u| !u.is_engine()).cloned().collect() } else { upstreams };
+        if !upstreams.is_empty() && !asked.contains(&upstreams) {
+            asked.push(upstreams);
+        }
         match outcomes.iter_mut().find(|(known, _)| *known == outcome) {
             Some((_, who)) => who.push(&asker.name),
             None => outcomes.push((outcome, vec![&asker.name])),
@@ -53,6 +62,9 @@ pub(super) fn explain(view: &View, story: &mut Story, name: &str, from: Option<&
     }
     for ((_, what), who) in &outcomes {
         story.hop("asker", format!("{}: {what}", who.join(", ")));
+    }
+    for upstreams in &asked {
+        upstream::tell(view, story, upstreams);
     }
     for asker in &askers {
         let resolver = view.resolvers.iter().find(|r| r.task == asker.name && !r.error.is_empty());
@@ -64,9 +76,10 @@ pub(super) fn explain(view: &View, story: &mut Story, name: &str, from: Option<&
     best.unwrap_or((Verdict::NotOurs, "nobody here can ask".to_owned()))
 }
 
-fn one(view: &View, book: &Book, plan: &AskerPlan, name: &str, kind: u16) -> Outcome {
+fn one(view: &View, book: &Book, plan: &AskerPlan, name: &str, kind: u16) -> (Outcome, Upstreams) {
     let asker = book.asker(0, plan);
     let lower = name.trim_end_matches('.').to_ascii_lowercase();
+    let here = |verdict, what| ((verdict, what), Upstreams::default());
     if let Some((network, rest)) = asker.find(&lower, |found| (found.network.title.to_string(), found.name.to_owned())) {
         let searched: Vec<&str> = asker.networks.iter().map(|n| &*n.title).collect();
         let answers = swarmesh_dns::answers(&asker, &lower, kind);
@@ -77,26 +90,26 @@ fn one(view: &View, book: &Book, plan: &AskerPlan, name: &str, kind: u16) -> Out
         };
         let order =
             if searched.len() > 1 { format!(" (its networks are searched in the order {})", searched.join(", ")) } else { String::new() };
-        return (Verdict::Delivered, format!("{what}{order}"));
+        return here(Verdict::Delivered, format!("{what}{order}"));
     }
     let answers = swarmesh_dns::answers(&asker, &lower, kind);
     if !answers.is_empty() {
-        return (Verdict::Delivered, answers.join(", "));
+        return here(Verdict::Delivered, answers.join(", "));
     }
-    if plan.keeps_single_labels && !lower.contains('.') && matches!(kind, kind::A | kind::AAAA) {
-        return (
-            Verdict::Refused,
-            "no network knows it, and ndots was set: a name without a dot is not asked upstream, and gets an empty answer".to_owned(),
-        );
+    let route = route(0, plan, &view.host_servers, book.titles(plan));
+    let (upstreams, is_engines_alone) = route.choose(Some(&lower));
+    if is_engines_alone {
+        let what = "no network knows it, and ndots was set: a name without a dot is asked of the engine's own resolver and not upstream; \
+                    it gets an empty answer where that one does not know it either";
+        return ((Verdict::Refused, what.to_owned()), Arc::clone(upstreams));
     }
-    match upstreams(view, plan) {
-        list if !list.is_empty() => {
-            let first = if lower.contains('.') { "" } else { "the engine's own resolver, which knows plain containers of other nodes; " };
-            (Verdict::NotOurs, format!("no network of it knows {lower}; asked upstream, in this order: {first}{}", list.join("; ")))
-        }
-        _ if !plan.leads_out => {
-            (Verdict::Refused, "no network of it knows it, and none leads out, so nobody is asked: SERVFAIL".to_owned())
-        }
-        _ => (Verdict::Refused, "no network of it knows it, and the host names no server: SERVFAIL".to_owned()),
-    }
+    let what = if !upstreams.is_empty() {
+        let what = format!("no network of it knows {lower}; asked upstream, in this order: {}", upstream::listed(upstreams));
+        return ((Verdict::NotOurs, what), Arc::clone(upstreams));
+    } else if !plan.leads_out && plan.servers.is_empty() {
+        "no network of it knows it, and none leads out, so nobody is asked: SERVFAIL"
+    } else {
+        "no network of it knows it, and there is no server to ask: SERVFAIL"
+    };
+    here(Verdict::Refused, what.to_owned())
 }

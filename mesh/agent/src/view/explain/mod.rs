@@ -5,6 +5,7 @@ mod dns;
 mod port;
 #[cfg(test)]
 mod tests;
+mod upstream;
 mod vip;
 
 use std::{fmt, net::IpAddr, str::FromStr};
@@ -12,6 +13,7 @@ use std::{fmt, net::IpAddr, str::FromStr};
 use serde::{Deserialize, Serialize};
 use swarmesh_model::Protocol;
 
+pub use self::upstream::UpstreamRow;
 use super::{View, endpoints::BackendRow, socket};
 
 /// What is to be explained.
@@ -129,7 +131,7 @@ pub struct Explanation {
     pub missing: Vec<String>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Hop {
     /// `address`, `published port`, `ingress sandbox`, `task`, …
     pub at: String,
@@ -139,6 +141,9 @@ pub struct Hop {
     /// Tasks of the service that get nothing, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<LeftOut>,
+    /// Servers that are asked about other people's names, in the order in which they were configured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub upstreams: Vec<UpstreamRow>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -209,7 +214,7 @@ impl Story {
     }
 
     fn hop(&mut self, at: &str, what: impl Into<String>) -> &mut Hop {
-        self.0.hops.push(Hop { at: at.to_owned(), what: what.into(), backends: Vec::new(), left_out: Vec::new() });
+        self.0.hops.push(Hop { at: at.to_owned(), what: what.into(), ..Hop::default() });
         // It has just been pushed.
         let last = self.0.hops.len() - 1;
         &mut self.0.hops[last]
