@@ -63,7 +63,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
             What::Connections => connections::run(args.blocks)?,
             What::Memory => memory::run(args.services, args.tasks)?,
             What::Names => {
-                packages::ensure(&["dnsmasq-base", "unbound", "knot"])?;
+                packages::ensure(&["dnsmasq-base", "unbound", "knot", "docker.io", "busybox-static"])?;
                 names::run(args.blocks, args.services)?;
             }
         }

@@ -50,7 +50,7 @@ fn ask(view: &View) -> Explanation {
 #[test]
 fn who_is_asked_is_told_with_what_is_known_of_it() {
     let snapshot = swarmesh_model::Snapshot::from_json(SWARM).unwrap();
-    let context = NodeContext { node: Some("n1".into()), takeover: Takeover::On, draining: false };
+    let context = NodeContext { node: Some("n1".into()), takeover: Takeover::On, ..NodeContext::default() };
     let plan = plan(&snapshot, &context);
     let servers: [IpAddr; 2] = ["192.0.2.53".parse().unwrap(), "192.0.2.54".parse().unwrap()];
     let shared = Arc::new(Shared::default());
