@@ -253,7 +253,9 @@ pub(crate) fn route(session: u64, asker: &AskerPlan, host_servers: &[IpAddr], ne
     let sandbox: Arc<str> = asker.sandbox.as_str().into();
     let upstream = |server: &IpAddr, origin| Upstream { server: SocketAddr::new(*server, DNS_PORT), origin };
     let upstreams: Vec<Upstream> = if !asker.servers.is_empty() {
-        asker.servers.iter().filter(|s| **s != RESOLVER).map(|s| upstream(s, Origin::Sandbox(Arc::clone(&sandbox)))).collect()
+        // An address in IPv6's clothes is sent to as what it is.
+        let servers = asker.servers.iter().filter(|s| s.to_canonical() != RESOLVER);
+        servers.map(|s| upstream(s, Origin::Sandbox(Arc::clone(&sandbox)))).collect()
     } else if asker.leads_out {
         host_servers.iter().map(|s| upstream(s, Origin::Host)).collect()
     } else {

@@ -1,5 +1,7 @@
 //! What can be seen of the swarm.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use swarmesh_model::{ContainerDns, Network, Node, NodeId, NodeState, Problem, Service, ServiceNetwork, Snapshot, Task, TaskId, TaskState};
 
@@ -41,6 +43,7 @@ impl Swarm {
             });
         }
         for (id, record) in &self.services {
+            let aliases = self.aliases(record);
             let networks = record.networks.iter().zip(&record.spec.networks);
             snapshot.insert_service(Service {
                 id: id.clone(),
@@ -49,7 +52,12 @@ impl Swarm {
                 endpoint_mode: record.spec.endpoint_mode,
                 ports: record.ports.clone(),
                 vips: record.vips.clone(),
-                networks: networks.map(|(id, wanted)| ServiceNetwork { network: id.clone(), aliases: wanted.aliases.clone() }).collect(),
+                networks: networks
+                    .map(|(id, wanted)| ServiceNetwork {
+                        network: id.clone(),
+                        aliases: aliases.get(wanted.network.as_str()).cloned().unwrap_or_default(),
+                    })
+                    .collect(),
             });
         }
         for (id, record) in &self.tasks {
@@ -66,6 +74,22 @@ impl Swarm {
             });
         }
         snapshot
+    }
+
+    /// By network's name: what the service is called, and by tasks of earlier versions is still called, until the last of them is gone.
+    fn aliases<'r>(&'r self, record: &'r ServiceRecord) -> BTreeMap<&'r str, Vec<String>> {
+        let running = record.tasks.iter().filter_map(|(_, id)| self.tasks.get(id)).filter(|task| !task.has_ended());
+        let specs = running.filter_map(|task| self.task_spec_of(task));
+        let mut aliases: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for wanted in std::iter::once(&record.spec).chain(specs).flat_map(|spec| &spec.networks) {
+            let known = aliases.entry(wanted.network.as_str()).or_default();
+            for alias in &wanted.aliases {
+                if !known.contains(alias) {
+                    known.push(alias.clone());
+                }
+            }
+        }
+        aliases
     }
 
     fn task(&self, id: &TaskId, record: &TaskRecord) -> Task {

@@ -213,11 +213,7 @@ impl FromDocker for Service {
         // Specs written before API 1.25 have their networks outside of the task template.
         let template = &wire.spec.task_template.networks;
         let networks = if template.is_empty() { &wire.spec.networks } else { template };
-        let networks = networks
-            .iter()
-            .filter(|n| !n.target.is_empty())
-            .map(|n| ServiceNetwork { network: n.target.as_str().into(), aliases: n.aliases.clone() })
-            .collect();
+        let networks = service_networks(networks);
         notes.done(Self {
             id: wire.id.into(),
             name: wire.spec.name,
@@ -228,6 +224,11 @@ impl FromDocker for Service {
             networks,
         })
     }
+}
+
+pub(super) fn service_networks(targets: &[wire::NetworkTarget]) -> Vec<ServiceNetwork> {
+    let named = targets.iter().filter(|n| !n.target.is_empty());
+    named.map(|n| ServiceNetwork { network: n.target.as_str().into(), aliases: n.aliases.clone() }).collect()
 }
 
 /// The ports of the spec before the present one; `None` without one, and where its ports were never written down.

@@ -1,11 +1,14 @@
 //! Services and tasks with what else the engine says of them, for [`super::view`] to put together.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
-use swarmesh_model::{Port, Service, Task};
+use swarmesh_model::{NetworkId, Port, Service, ServiceId, ServiceNetwork, Task};
 
 use super::{
-    decode::{Decoded, FromDocker, Odd, previous_ports},
+    decode::{Decoded, FromDocker, Odd, previous_ports, service_networks},
     wire,
 };
 
@@ -26,6 +29,8 @@ struct Before {
 pub(super) struct ListedTask {
     pub(super) task: Task,
     created: Timestamp,
+    /// The networks of the specification that it was made from, with the aliases that its service had there then.
+    joined: Vec<ServiceNetwork>,
 }
 
 /// As the engine writes them: UTC, with as many digits as it takes. Without the final Z, they sort as text.
@@ -64,6 +69,24 @@ impl FromDocker for ListedService {
     }
 }
 
+impl ListedTask {
+    /// An alias that an update takes away goes with the last task that was made with it, as in libnetwork's `addServiceBinding`.
+    /// Until then it leads wherever the service's other names do.
+    pub(super) fn keep_aliases(&self, services: &mut BTreeMap<ServiceId, Arc<Service>>, names: &HashMap<&str, &NetworkId>) {
+        let Some(service) = self.task.service.as_ref().and_then(|id| services.get_mut(id)) else { return };
+        for joined in &self.joined {
+            // A specification may name a network by its name as well.
+            let network = names.get(joined.network.as_str()).map_or(&joined.network, |id| *id);
+            let Some(at) = service.networks.iter().position(|n| n.network == *network) else { continue };
+            let older = joined.aliases.iter().filter(|alias| !service.networks[at].aliases.contains(alias));
+            let older: Vec<String> = older.cloned().collect();
+            if !older.is_empty() {
+                Arc::make_mut(service).networks[at].aliases.extend(older);
+            }
+        }
+    }
+}
+
 fn same(one: &[Port], other: &[Port]) -> bool {
     let sorted = |ports: &[Port]| {
         let mut ports = ports.to_vec();
@@ -83,6 +106,8 @@ impl FromDocker for ListedTask {
 
     fn from_wire(wire: wire::Task) -> Result<Option<Decoded<Self>>, Odd> {
         let created = Timestamp::new(&wire.created_at);
-        Ok(Task::from_wire(wire)?.map(|decoded| Decoded { object: Self { task: decoded.object, created }, problems: decoded.problems }))
+        let joined = service_networks(&wire.spec.networks);
+        Ok(Task::from_wire(wire)?
+            .map(|decoded| Decoded { object: Self { task: decoded.object, created, joined }, problems: decoded.problems }))
     }
 }

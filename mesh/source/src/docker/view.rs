@@ -144,6 +144,9 @@ impl View {
         for service in services.into_iter().chain(leaving) {
             snapshot.services.insert(service.id.clone(), service);
         }
+        for listed in self.tasks.objects().values() {
+            listed.keep_aliases(&mut snapshot.services, &names);
+        }
         // After the services, which cannot join or name one of these.
         let joined = self.containers.values().filter(|l| l.running).flat_map(|l| &l.addresses).map(|a| a.network.as_str()).collect();
         local::add(&mut snapshot, self.local_networks.objects().values(), &joined);

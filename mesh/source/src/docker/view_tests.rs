@@ -167,6 +167,25 @@ fn a_task_from_before_an_update_keeps_its_ports() {
 }
 
 #[test]
+fn an_alias_stays_until_the_last_task_that_was_made_with_it_is_gone() {
+    let mut view = full();
+    let made_with = |id: &str, network: &str, alias: &str| {
+        let joined = format!(r#""Networks":[{{"Target":"{network}","Aliases":["{alias}"]}}]"#);
+        WEB_TASK.replace(r#""Networks":[{"Target":"lsg0dz53sfaryo8bjey7nif94"}]"#, &joined).replace(TASK_ID, id)
+    };
+    let (old, named, new) = (
+        made_with("old", "lsg0dz53sfaryo8bjey7nif94", "old"),
+        made_with("older", "back", "older"),
+        made_with("new", "elsewhere", "leaked"),
+    );
+    let aliases = |view: &mut View| snapshot(view).services.values().next().unwrap().networks[0].aliases.clone();
+    tasks(&mut view, &[&old, &named, &new]);
+    assert_eq!(aliases(&mut view), ["www", "old", "older"]);
+    tasks(&mut view, &[&old.replace(r#""State":"running""#, r#""State":"shutdown""#), &new]);
+    assert_eq!(aliases(&mut view), ["www"]);
+}
+
+#[test]
 fn what_refers_to_unlisted_objects_waits_for_them() {
     let mut view = View::default();
     tasks(&mut view, &[WEB_TASK]);

@@ -92,7 +92,7 @@ wire! {
         "DesiredState" desired_state: String,
         "NetworksAttachments" networks_attachments: Vec<Attachment>,
     }
-    struct TaskSpec { "ContainerSpec" container_spec: ContainerSpec }
+    struct TaskSpec { "ContainerSpec" container_spec: ContainerSpec, "Networks" networks: Vec<NetworkTarget> }
     struct ContainerSpec { "Hostname" hostname: String }
     struct TaskStatus { "State" state: String, "ContainerStatus" container_status: ContainerStatus }
     struct ContainerStatus { "ContainerID" container_id: String }

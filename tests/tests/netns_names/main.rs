@@ -5,6 +5,8 @@
 //! `dns/src/answer/tests.rs` and `dns/src/forward/tests.rs`, under the same names.
 #![forbid(unsafe_code)]
 
+mod servers;
+
 use std::{
     net::{IpAddr, TcpStream, UdpSocket},
     path::PathBuf,
@@ -56,10 +58,14 @@ services:
     image: example/nobody
     networks: [front]
     deploy: {replicas: 0}
+  moving:
+    image: example/moving
+    networks: {front: {aliases: [old]}}
+    deploy: {replicas: 3, update_config: {order: start-first, delay: 1s}}
 networks:
-  front:
+  front: {attachable: true}
   back:
-  inner: {internal: true}
+  inner: {internal: true, attachable: true}
 "#;
 /// client1's and client2's own addresses on the nodes' LAN.
 const FIRST: [u8; 4] = [192, 0, 2, 101];
@@ -469,7 +475,7 @@ const ROWS: &[Row<Subject>] = &[
 #[test]
 fn names_rows() {
     let subject = Subject::up().unwrap();
-    run(&subject, ROWS);
+    run(&subject, &[ROWS, servers::ROWS].concat());
 }
 
 /// Nothing of ours stays in a namespace when the agent has ended, however it ended.

@@ -4,7 +4,10 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stderr, reason = "all of this is a test")]
 
+mod changes;
+
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     net::UdpSocket,
     path::{Path, PathBuf},
@@ -26,6 +29,8 @@ use swarmesh_tests::{
     names::{Upstream, ask, data, question},
     netns::spawn_within,
 };
+
+use crate::changes::Whose;
 
 const PREFIX: &str = "swnames";
 const UPSTREAM: [u8; 4] = [192, 0, 2, 101];
@@ -89,7 +94,7 @@ const REVERSE: &[(&str, &str, &str)] = &[("web", "plain", "="), ("b2", "b1", "="
 struct Subject {
     lab: DockerLab,
     upstream: Upstream,
-    askers: BTreeMap<&'static str, PathBuf>,
+    askers: RefCell<BTreeMap<&'static str, PathBuf>>,
 }
 
 impl Subject {
@@ -110,12 +115,14 @@ impl Subject {
         }
         docker(0, &["network", "create", "--driver", "overlay", "--internal", "inner"])?;
         docker(0, &["network", "create", "yard"])?;
+        docker(0, &["network", "create", "--internal", "cellar"])?;
         for (name, options) in [
             ("web", &["--replicas", "2", "--network", "name=front,alias=www", "--publish", "7000:80"][..]),
             ("rr", &["--replicas", "2", "--network", "front", "--endpoint-mode", "dnsrr"]),
             ("nobody", &["--replicas", "0", "--network", "front"]),
             ("other", &["--replicas", "1", "--network", "back"]),
             ("inside", &["--replicas", "2", "--network", "inner"]),
+            ("moving", &["--replicas", "2", "--network", "name=front,alias=old", "--update-order", "start-first", "--update-delay", "1s"]),
         ] {
             docker(0, &agents::whoami(IMAGE, name, options))?;
         }
@@ -124,6 +131,7 @@ impl Subject {
             docker(0, &words).map(drop)
         };
         run("plain", &["--network", "front", "--network-alias", "pal", "--hostname", "yacht"])?;
+        run("keeper", &["--network", "cellar"])?;
         run("b1", &["--network", "yard", "--network-alias", "first"])?;
         run("b2", &["--network", "yard", "--link", "b1:uncle"])?;
         // On the other node: no API tells its name.
@@ -131,16 +139,16 @@ impl Subject {
             1,
             &["run", "--detach", "--name", "faraway", "--network", "front", "--network-alias", "distant", IMAGE, "/bin/swarmesh", "whoami"],
         )?;
-        let mut subject = Self { lab, upstream, askers: BTreeMap::new() };
+        let subject = Self { lab, upstream, askers: RefCell::default() };
         subject.wait("all tasks run", || {
-            Ok([("web", 2), ("rr", 2), ("other", 1), ("inside", 2)].iter().all(|(s, n)| subject.running(s) == *n))
+            Ok([("web", 2), ("rr", 2), ("other", 1), ("inside", 2), ("moving", 2)].iter().all(|(s, n)| subject.running(s) == *n))
         })?;
         for (asker, service) in [("web", true), ("inside", true), ("plain", false), ("b1", false), ("b2", false)] {
             let filter = if service { format!("label=com.docker.swarm.service.name={asker}") } else { format!("name={asker}") };
             let ids = subject.lab.docker(0, &["ps", "--quiet", "--no-trunc", "--filter", &filter])?;
             let id = ids.lines().next().with_context(|| format!("no container of {asker} on the first node"))?.to_owned();
             let namespace = subject.lab.task_netns(0, &id)?;
-            subject.askers.insert(asker, namespace);
+            subject.askers.borrow_mut().insert(asker, namespace);
         }
         Ok((subject, agents))
     }
@@ -161,13 +169,13 @@ impl Subject {
         Ok(())
     }
 
-    fn asker(&self, name: &str) -> Result<&Path> {
-        Ok(self.askers.get(name).with_context(|| format!("{name} does not ask"))?)
+    fn asker(&self, name: &str) -> Result<PathBuf> {
+        self.askers.borrow().get(name).cloned().with_context(|| format!("{name} does not ask"))
     }
 
     /// What a question comes to, in words that do not depend on who answers.
     fn outcome(&self, asker: &str, name: &str, kind: &str) -> Result<String> {
-        let Ok(answer) = ask(self.asker(asker)?, &question(name, kind.parse::<RecordType>()?, None)?) else {
+        let Ok(answer) = ask(&self.asker(asker)?, &question(name, kind.parse::<RecordType>()?, None)?) else {
             return Ok("no answer".to_owned());
         };
         Ok(match answer.metadata.response_code {
@@ -239,6 +247,9 @@ fn names_beside_docker() {
 fn check() -> Result<()> {
     let (subject, mut agents) = Subject::up()?;
     let dockers = subject.all()?;
+    subject.aliases_follow_a_rollout(Whose::Docker)?;
+    subject.a_way_out_comes_and_goes(Whose::Docker)?;
+    subject.own_servers(Whose::Docker)?;
     for node in 0..2 {
         agents.start(&subject.lab, node)?;
     }
@@ -266,6 +277,10 @@ fn check() -> Result<()> {
     subject.outcome("inside", "leak.example", "A")?;
     ensure!(subject.upstream.asked().is_empty(), "an internal network leaks (CVE-2024-29018)");
 
+    subject.aliases_follow_a_rollout(Whose::Ours)?;
+    subject.a_way_out_comes_and_goes(Whose::Ours)?;
+    subject.own_servers(Whose::Ours)?;
+
     // In the container itself, by its own program.
     let id = subject.lab.docker(0, &["ps", "--quiet", "--filter", "name=plain"])?;
     let printed = subject.lab.docker(0, &["exec", id.trim(), "nslookup", "web"])?;
@@ -274,7 +289,7 @@ fn check() -> Result<()> {
     // An agent that ends, and one that is killed: Docker's resolver answers in between.
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         let is_over = Arc::new(AtomicBool::new(false));
-        let asking = load(subject.asker("web")?, Arc::clone(&is_over))?;
+        let asking = load(&subject.asker("web")?, Arc::clone(&is_over))?;
         std::thread::sleep(Duration::from_millis(500));
         agents.stop(0, signal)?;
         std::thread::sleep(Duration::from_millis(1500));
