@@ -60,6 +60,7 @@ const AA: u8 = 0x04;
 const TC: u8 = 0x02;
 const RD: u8 = 0x01;
 const RA: u8 = 0x80;
+const AD: u8 = 0x20;
 const CD: u8 = 0x10;
 /// The question's name, which begins right behind the header.
 const QUESTION: [u8; 2] = [0xc0, HEADER as u8];
@@ -203,6 +204,11 @@ impl<'q> Query<'q> {
 
     pub fn checking_disabled(&self) -> bool {
         self.bytes[3] & CD != 0
+    }
+
+    /// The client wants to hear whether the answer was validated, without the records that prove it (RFC 6840, section 5.7).
+    pub fn authentic_data(&self) -> bool {
+        self.bytes[3] & AD != 0
     }
 
     /// Name, type and class as the client wrote them.

@@ -19,8 +19,8 @@ pub(super) struct Key {
     upstreams: std::sync::Arc<[Upstream]>,
     /// Name, type and class, in lower case.
     question: Box<[u8]>,
-    /// EDNS, DO, CD, RD.
-    wishes: [bool; 4],
+    /// EDNS, DO, AD, CD, RD.
+    wishes: [bool; 5],
 }
 
 impl Key {
@@ -29,7 +29,8 @@ impl Key {
         let (name, tail) = question.split_at(question.len() - 4);
         let mut lower = name.to_ascii_lowercase();
         lower.extend_from_slice(tail);
-        let wishes = [query.edns.is_some(), query.edns.is_some_and(|e| e.dnssec_ok), query.checking_disabled(), query.recursion_desired()];
+        let (has_edns, dnssec_ok) = (query.edns.is_some(), query.edns.is_some_and(|e| e.dnssec_ok));
+        let wishes = [has_edns, dnssec_ok, query.authentic_data(), query.checking_disabled(), query.recursion_desired()];
         Self { upstreams: std::sync::Arc::clone(upstreams), question: lower.into(), wishes }
     }
 }

@@ -7,6 +7,8 @@ use crate::wire::{Code, HEADER, LONGEST_LABEL, LONGEST_NAME, Query, kind};
 const QR: u8 = 0x80;
 const OPCODE: u8 = 0x78;
 const TC: u8 = 0x02;
+const AD: u8 = 0x20;
+const CD: u8 = 0x10;
 /// What our own OPT record offers upstream: no fragments on any usual path (DNS flag day 2020).
 const OFFERED: u16 = 1232;
 const LONGEST_POSITIVE: u32 = 3600;
@@ -15,11 +17,11 @@ const LONGEST_NEGATIVE: u32 = 300;
 const MOST_STEPS: usize = 130;
 
 /// The query that is sent upstream: the client's question in the client's case, our own ID, and nothing else of the client's
-/// but its wishes about recursion and DNSSEC. What its OPT record carries, such as a cookie, is between it and us.
+/// but its wishes about recursion and DNSSEC, of which AD is one. What its OPT record carries, such as a cookie, is between it and us.
 pub(super) fn question(query: &Query<'_>, id: u16, edns: bool) -> Vec<u8> {
     let mut bytes = id.to_be_bytes().to_vec();
     let flags = u8::from(query.recursion_desired());
-    let lower = if query.checking_disabled() { 0x10 } else { 0 };
+    let lower = if query.checking_disabled() { CD } else { 0 } | if query.authentic_data() { AD } else { 0 };
     let edns = query.edns.filter(|_| edns);
     bytes.extend([flags, lower, 0, 1, 0, 0, 0, 0, 0, u8::from(edns.is_some())]);
     bytes.extend_from_slice(query.question());
@@ -130,6 +132,10 @@ impl Answer {
     pub(super) fn to(&self, query: &Query<'_>, age: Duration) -> Vec<u8> {
         let mut bytes = self.bytes.clone();
         bytes[..2].copy_from_slice(&query.id().to_be_bytes());
+        // We validate nothing: AD is the server's word, and for those who asked for it by AD or DO (RFC 6840, section 5.8).
+        if !query.authentic_data() && !query.edns.is_some_and(|edns| edns.dnssec_ok) {
+            bytes[3] &= !AD;
+        }
         let question = query.question();
         if let Some(room) = bytes.get_mut(HEADER..HEADER + question.len()) {
             room.copy_from_slice(question);

@@ -414,6 +414,26 @@ fn a_truncated_answer_is_fetched_whole_by_tcp_and_kept() {
 }
 
 #[test]
+fn who_wants_ad_and_who_does_not_are_two_in_the_cache() {
+    run(async {
+        // It validates, and says so to everybody, as some do.
+        let server = server(|question| {
+            let mut answer = with_address(question, 60, 1);
+            answer.metadata.authentic_data = true;
+            vec![bytes(&answer)]
+        });
+        let forwarder = forwarder(Limits::default());
+        for (wants, asked_by_then) in [(false, 1), (true, 2), (false, 2), (true, 2)] {
+            let mut asked = asking("a.example.");
+            asked[3] |= if wants { 0x20 } else { 0 };
+            let answer = forwarder.resolve(&Query::parse(&asked).unwrap(), &route(1, &[server.address])).await;
+            let answer = Message::from_vec(&answer).unwrap();
+            assert_eq!((answer.metadata.authentic_data, server.asked()), (wants, asked_by_then));
+        }
+    });
+}
+
+#[test]
 fn equal_questions_are_asked_once_and_each_gets_its_answer() {
     run(async {
         let slow = server(|question| {

@@ -58,6 +58,21 @@ fn an_answer_is_read_by_hickory_as_it_was_meant() {
 }
 
 #[test]
+fn ours_is_never_said_to_be_validated() {
+    let mut bytes = query("web.", RecordType::A, Some(1400));
+    bytes[3] |= AD;
+    let parsed = Query::parse(&bytes).unwrap();
+    assert!(parsed.authentic_data());
+    let mut out = [0; UDP_LIMIT];
+    let mut response = Response::new(&parsed, Code::NoError, true, 512, &mut out);
+    assert!(response.a(Owner::Question, 5, Ipv4Addr::new(10, 0, 1, 2)));
+    let len = response.finish();
+    assert!(!Message::from_vec(&out[..len]).unwrap().metadata.authentic_data);
+    let len = refusal(&bytes, Code::Refused, &mut out);
+    assert!(!Message::from_vec(&out[..len]).unwrap().metadata.authentic_data);
+}
+
+#[test]
 fn what_does_not_fit_is_cut_and_said() {
     for edns in [None, Some(600)] {
         let bytes = query("tasks.web.", RecordType::A, edns);

@@ -155,6 +155,35 @@ fn a_kept_answer_gets_older_and_takes_the_clients_id_and_case() {
 }
 
 #[test]
+fn ad_is_for_who_asked_for_it_and_is_never_made_up() {
+    let asked_with = |ad: bool, dnssec_ok: Option<bool>| {
+        let mut message = Message::from_vec(&asked("a.example.")).unwrap();
+        message.metadata.authentic_data = ad;
+        if let Some(dnssec_ok) = dnssec_ok {
+            let mut edns = hickory_proto::op::Edns::new();
+            edns.set_dnssec_ok(dnssec_ok);
+            message.set_edns(edns);
+        }
+        message.to_bytes().unwrap()
+    };
+    let mut validated = answer("a.example.", &[60]);
+    for (ad, dnssec_ok, is_told) in
+        [(false, None, false), (false, Some(false), false), (true, None, true), (true, Some(false), true), (false, Some(true), true)]
+    {
+        let asked = asked_with(ad, dnssec_ok);
+        let query = Query::parse(&asked).unwrap();
+        let sent = question(&query, 7, true);
+        assert_eq!(Message::from_vec(&sent).unwrap().metadata.authentic_data, ad, "the server is asked as we were");
+        for says in [true, false] {
+            validated.metadata.authentic_data = says;
+            let answer = Answer::read(validated.to_bytes().unwrap(), &sent).unwrap();
+            let told = Message::from_vec(&answer.to(&query, Duration::ZERO)).unwrap();
+            assert_eq!(told.metadata.authentic_data, says && is_told, "{ad} {dnssec_ok:?} {says}");
+        }
+    }
+}
+
+#[test]
 fn of_what_is_too_long_as_much_is_kept_as_fits() {
     let long = answer("a.example.", &[60; 100]).to_bytes().unwrap();
     assert!(long.len() > 512);
