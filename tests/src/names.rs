@@ -110,18 +110,30 @@ pub fn is_no_data(message: &Message) -> bool {
 #[derive(Debug)]
 pub struct Upstream {
     asked: Arc<Mutex<Vec<String>>>,
-    is_dead: Arc<AtomicBool>,
-    is_over: Arc<AtomicBool>,
+    manners: Arc<Manners>,
     thread: Option<JoinHandle<()>>,
 }
 
+#[derive(Debug, Default)]
+struct Manners {
+    is_dead: AtomicBool,
+    lies: AtomicBool,
+    is_over: AtomicBool,
+}
+
+/// Where lies lead.
+pub const LIE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 66);
+/// Of each kind, before the truth.
+const LIES: usize = 10;
+
 impl Upstream {
     pub fn start(namespace: &Path, address: IpAddr) -> Result<Self> {
-        let socket = within(namespace, move || UdpSocket::bind((address, 53)))??;
+        let (socket, other) =
+            within(namespace, move || std::io::Result::Ok((UdpSocket::bind((address, 53))?, UdpSocket::bind((address, 0))?)))??;
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
-        let (asked, is_dead, is_over) = (Arc::default(), Arc::default(), Arc::default());
-        let mut server = Self { asked: Arc::clone(&asked), is_dead: Arc::clone(&is_dead), is_over: Arc::clone(&is_over), thread: None };
-        server.thread = Some(spawn_within(namespace, move || serve(&socket, &asked, &is_dead, &is_over))?);
+        let (asked, manners) = (Arc::default(), Arc::<Manners>::default());
+        let mut server = Self { asked: Arc::clone(&asked), manners: Arc::clone(&manners), thread: None };
+        server.thread = Some(spawn_within(namespace, move || serve(&socket, &other, &asked, &manners))?);
         Ok(server)
     }
 
@@ -135,28 +147,33 @@ impl Upstream {
 
     /// From now on it takes questions and says nothing, or answers again.
     pub fn set_dead(&self, dead: bool) {
-        self.is_dead.store(dead, Ordering::Relaxed);
+        self.manners.is_dead.store(dead, Ordering::Relaxed);
+    }
+
+    /// From now on, forged answers precede each true one, and that has records of other names in it.
+    pub fn set_lies(&self, lies: bool) {
+        self.manners.lies.store(lies, Ordering::Relaxed);
     }
 }
 
 impl Drop for Upstream {
     fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Relaxed);
+        self.manners.is_over.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-fn serve(socket: &UdpSocket, asked: &Mutex<Vec<String>>, is_dead: &AtomicBool, is_over: &AtomicBool) {
+fn serve(socket: &UdpSocket, other: &UdpSocket, asked: &Mutex<Vec<String>>, manners: &Manners) {
     let mut room = [0; 4096];
-    while !is_over.load(Ordering::Relaxed) {
+    while !manners.is_over.load(Ordering::Relaxed) {
         let Ok((len, client)) = socket.recv_from(&mut room) else { continue };
         let Ok(question) = Message::from_vec(&room[..len]) else { continue };
         let Some(query) = question.queries.first() else { continue };
         let name = query.name().to_string().to_ascii_lowercase();
         asked.lock().unwrap_or_else(PoisonError::into_inner).push(name.clone());
-        if is_dead.load(Ordering::Relaxed) {
+        if manners.is_dead.load(Ordering::Relaxed) {
             continue;
         }
         let mut answer = Message::new(question.metadata.id, MessageType::Response, OpCode::Query);
@@ -171,8 +188,46 @@ fn serve(socket: &UdpSocket, asked: &Mutex<Vec<String>>, is_dead: &AtomicBool, i
         } else {
             answer.add_authority(soa());
         }
+        if manners.lies.load(Ordering::Relaxed) {
+            for (from, lie) in lies(&question).iter().cycle().take(LIES * 4) {
+                if let Ok(bytes) = lie.to_bytes() {
+                    let _ = if *from { socket } else { other }.send_to(&bytes, client);
+                }
+            }
+            poison(&mut answer);
+        }
         if let Ok(bytes) = answer.to_bytes() {
             let _ = socket.send_to(&bytes, client);
         }
+    }
+}
+
+/// Forged answers, and whether they come from where the question went.
+fn lies(question: &Message) -> [(bool, Message); 4] {
+    let name = question.queries[0].name().clone();
+    let mut lie = Message::new(question.metadata.id, MessageType::Response, OpCode::Query);
+    lie.queries = question.queries.clone();
+    lie.add_answer(Record::from_rdata(name, 3000, RData::A(rdata::A(LIE))));
+    let mut of_another_id = lie.clone();
+    of_another_id.metadata.id = question.metadata.id.wrapping_add(1);
+    let mut of_another_question = lie.clone();
+    of_another_question.queries[0].set_name(victim());
+    let mut a_question = lie.clone();
+    a_question.metadata.message_type = MessageType::Query;
+    [(true, of_another_id), (true, of_another_question), (true, a_question), (false, lie)]
+}
+
+fn victim() -> Name {
+    Name::from_ascii("victim.example.").unwrap_or_default()
+}
+
+/// Adds what the question was not about, in every section.
+fn poison(answer: &mut Message) {
+    let web = Name::from_ascii("web.").unwrap_or_default();
+    for name in [victim(), web] {
+        let record = Record::from_rdata(name.clone(), 3000, RData::A(rdata::A(LIE)));
+        answer.answers.insert(0, record.clone());
+        answer.add_additional(record);
+        answer.add_authority(Record::from_rdata(Name::root(), 3000, RData::NS(rdata::NS(name))));
     }
 }

@@ -89,3 +89,35 @@ impl Cache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{HEADER, question};
+
+    /// An answer with `filling` bytes in a TXT record.
+    fn answer(asked: &[u8], filling: usize) -> Answer {
+        let mut bytes = asked.to_vec();
+        (bytes[2], bytes[7]) = (0x80, 1);
+        bytes.extend([0xc0, HEADER as u8, 0, 16, 0, 1, 0, 0, 0, 60]);
+        bytes.extend((filling as u16).to_be_bytes());
+        bytes.resize(bytes.len() + filling, 0);
+        Answer::read(bytes, asked).unwrap()
+    }
+
+    #[test]
+    fn what_is_kept_has_its_bounds_whatever_is_asked_and_answered() {
+        let upstreams: std::sync::Arc<[Upstream]> = [].into();
+        let now = Instant::now();
+        for filling in [10, 30_000] {
+            let mut cache = Cache::new();
+            for number in 0..10_000 {
+                let asked = question(&format!("name{}.example", number % 9_000), 16).unwrap();
+                cache.put(Key::new(&Query::parse(&asked).unwrap(), &upstreams), answer(&asked, filling), now);
+                assert!(cache.bytes <= MOST_BYTES && cache.entries.len() <= MOST_ENTRIES.get());
+            }
+            assert_eq!(cache.bytes, cache.entries.iter().map(|(_, entry)| entry.answer.weight()).sum::<usize>());
+            assert!(cache.entries.len() > 200, "{}", cache.entries.len());
+        }
+    }
+}

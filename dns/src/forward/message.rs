@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::scrub::scrub;
 use crate::wire::{Code, HEADER, LONGEST_LABEL, LONGEST_NAME, Query, kind};
 
 const QR: u8 = 0x80;
@@ -45,7 +46,7 @@ pub(super) struct Answer {
 
 impl Answer {
     /// `None` if it is not an answer to what was sent, or not a whole message.
-    pub(super) fn read(mut bytes: Vec<u8>, sent: &[u8]) -> Option<Self> {
+    pub(super) fn read(bytes: Vec<u8>, sent: &[u8]) -> Option<Self> {
         let header = bytes.get(..HEADER)?;
         if header[..2] != sent[..2] || header[2] & (QR | OPCODE) != QR || header[4..6] != [0, 1] {
             return None;
@@ -56,7 +57,8 @@ impl Answer {
         if !bytes.get(HEADER..end)?.eq_ignore_ascii_case(asked) {
             return None;
         }
-        let counts = [6, 8, 10].map(|at| u16::from_be_bytes([header[at], header[at + 1]]));
+        let mut bytes = scrub(bytes, end)?;
+        let counts = [6, 8, 10].map(|at| u16::from_be_bytes([bytes[at], bytes[at + 1]]));
         let mut at = end;
         let mut ttls = Vec::new();
         let (mut positive, mut negative) = (None, None);
@@ -158,7 +160,7 @@ impl Answer {
 }
 
 /// Where the name at `start` ends.
-fn skip_name(bytes: &[u8], start: usize) -> Option<usize> {
+pub(super) fn skip_name(bytes: &[u8], start: usize) -> Option<usize> {
     skip_name_past(bytes, start, &[])
 }
 

@@ -9,6 +9,7 @@ pub mod fuzz;
 mod health;
 mod message;
 pub mod resolv_conf;
+mod scrub;
 
 use std::{
     cell::{Cell, RefCell},

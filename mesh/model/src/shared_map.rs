@@ -61,6 +61,13 @@ impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
         self.iter().map(|(_, value)| value)
     }
 
+    pub fn get_mut<Q: Ord + ?Sized>(&mut self, key: &Q) -> Option<&mut V>
+    where
+        K: Borrow<Q>,
+    {
+        self.0.get_mut_cow(key)
+    }
+
     pub fn insert(&mut self, key: K, value: V) -> Option<V> {
         self.0.insert_cow(key, value)
     }

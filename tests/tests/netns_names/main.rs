@@ -5,10 +5,11 @@
 //! `dns/src/answer/tests.rs` and `dns/src/forward/tests.rs`, under the same names.
 #![forbid(unsafe_code)]
 
+mod hostile;
 mod servers;
 
 use std::{
-    net::{IpAddr, TcpStream, UdpSocket},
+    net::{IpAddr, UdpSocket},
     path::PathBuf,
     process::Command,
     sync::{
@@ -346,52 +347,6 @@ const ROWS: &[Row<Subject>] = &[
         }
         Ok(())
     }),
-    ("N7 malformed questions get their code, and harm nobody", |s| {
-        let asker = s.of("web")?;
-        let good = question("web", RecordType::A, None)?.to_bytes()?;
-        let with = |at: usize, value: u8| {
-            let mut bytes = good.clone();
-            bytes[at] = value;
-            bytes
-        };
-        let cases: Vec<(&str, Vec<u8>, Option<u8>)> = vec![
-            ("an update", with(2, 0x29), Some(4)),
-            ("two questions", with(5, 2), Some(1)),
-            ("a pointer to itself", with(12, 0xc0), Some(1)),
-            ("cut short", good[..good.len() - 1].to_vec(), Some(1)),
-            ("a response", with(2, 0x81), None),
-            ("three bytes", vec![1, 2, 3], None),
-        ];
-        within(&asker, move || -> Result<()> {
-            for (what, bytes, expected) in cases {
-                let socket = UdpSocket::bind("0.0.0.0:0")?;
-                socket.connect("127.0.0.11:53")?;
-                socket.set_read_timeout(Some(Duration::from_millis(if expected.is_some() { 2000 } else { 200 })))?;
-                socket.send(&bytes)?;
-                let mut room = [0; 512];
-                let code = socket.recv(&mut room).ok().map(|_| room[3] & 15);
-                ensure!(code == expected, "{what}: {code:?}");
-            }
-            Ok(())
-        })??;
-        ensure!(addresses(&asker, "web")? == s.vip("web", "front")?, "and all is well");
-        Ok(())
-    }),
-    ("N8 a task with thousands of TCP connections, or slow ones, is in its own way alone", |s| {
-        let (rude, polite) = (s.of("rr")?, s.of("web")?);
-        let held = within(&rude, || -> Vec<TcpStream> {
-            (0..3000).filter_map(|_| TcpStream::connect_timeout(&([127, 0, 0, 11], 53).into(), Duration::from_millis(300)).ok()).collect()
-        })?;
-        let start = Instant::now();
-        for _ in 0..20 {
-            addresses(&polite, "web")?;
-            ask_tcp(&polite, &[question("web", RecordType::A, None)?])?;
-        }
-        ensure!(start.elapsed() < Duration::from_secs(2), "another task waits {:?}", start.elapsed());
-        ensure!(addresses(&rude, "web")? == s.vip("web", "front")?, "its own datagrams are answered");
-        drop(held);
-        s.lab.wait("its own TCP works again", || Ok(ask_tcp(&rude, &[question("web", RecordType::A, None)?]).is_ok()))
-    }),
     ("N9 dig, getaddrinfo of glibc and Python, busybox", |s| {
         let task = s.lab.tasks("web")?.into_iter().next().context("no task")?;
         let vip = s.vip("web", "front")?.join("");
@@ -475,7 +430,7 @@ const ROWS: &[Row<Subject>] = &[
 #[test]
 fn names_rows() {
     let subject = Subject::up().unwrap();
-    run(&subject, &[ROWS, servers::ROWS].concat());
+    run(&subject, &[ROWS, servers::ROWS, hostile::ROWS].concat());
 }
 
 /// Nothing of ours stays in a namespace when the agent has ended, however it ended.

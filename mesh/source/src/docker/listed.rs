@@ -1,11 +1,8 @@
 //! Services and tasks with what else the engine says of them, for [`super::view`] to put together.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
-use swarmesh_model::{NetworkId, Port, Service, ServiceId, ServiceNetwork, Task};
+use swarmesh_model::{NetworkId, Port, Service, ServiceId, ServiceNetwork, SharedMap, Task};
 
 use super::{
     decode::{Decoded, FromDocker, Odd, previous_ports, service_networks},
@@ -72,7 +69,7 @@ impl FromDocker for ListedService {
 impl ListedTask {
     /// An alias that an update takes away goes with the last task that was made with it, as in libnetwork's `addServiceBinding`.
     /// Until then it leads wherever the service's other names do.
-    pub(super) fn keep_aliases(&self, services: &mut BTreeMap<ServiceId, Arc<Service>>, names: &HashMap<&str, &NetworkId>) {
+    pub(super) fn keep_aliases(&self, services: &mut SharedMap<ServiceId, Arc<Service>>, names: &HashMap<&str, &NetworkId>) {
         let Some(service) = self.task.service.as_ref().and_then(|id| services.get_mut(id)) else { return };
         for joined in &self.joined {
             // A specification may name a network by its name as well.
