@@ -48,6 +48,8 @@ pub(crate) fn run(tier: Option<Tier>, filter: &[String]) -> Result<()> {
                     "bind9-dnsutils",
                     "python3-minimal",
                     "busybox-static",
+                    "musl-tools",
+                    "gcc",
                 ])?;
                 nextest("netns", NETNS, filter)?;
             }

@@ -57,35 +57,12 @@ impl Answer {
         if !bytes.get(HEADER..end)?.eq_ignore_ascii_case(asked) {
             return None;
         }
+        // Names that are put together of what was no name are refused before they are followed.
+        Contents::of(&bytes, end)?;
         let mut bytes = scrub(bytes, end)?;
-        let counts = [6, 8, 10].map(|at| u16::from_be_bytes([bytes[at], bytes[at + 1]]));
-        let mut at = end;
-        let mut ttls = Vec::new();
-        let (mut positive, mut negative) = (None, None);
-        for (section, count) in counts.into_iter().enumerate() {
-            for _ in 0..count {
-                at = skip_name_past(&bytes, at, &ttls)?;
-                let fixed = bytes.get(at..at + 10)?;
-                let (of, ttl) = (u16::from_be_bytes([fixed[0], fixed[1]]), u32::from_be_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]));
-                let data = at + 10;
-                let end = data + usize::from(u16::from_be_bytes([fixed[8], fixed[9]]));
-                let held = bytes.get(data..end)?;
-                if of != kind::OPT {
-                    ttls.push(u32::try_from(at + 4).ok()?);
-                    // The highest bit is no part of it (RFC 2181, section 8).
-                    let ttl = if ttl > i32::MAX as u32 { 0 } else { ttl };
-                    if section == 0 {
-                        positive = Some(positive.map_or(ttl, |least: u32| least.min(ttl)));
-                    } else if section == 1 && of == kind::SOA {
-                        let minimum = held.last_chunk::<4>().map_or(0, |last| u32::from_be_bytes(*last));
-                        negative = Some(negative.unwrap_or(u32::MAX).min(ttl).min(minimum));
-                    }
-                }
-                at = end;
-            }
-        }
+        let Contents { ttls, positive, negative, end } = Contents::of(&bytes, end)?;
         // What follows the last record is no part of the message: neither kept nor handed on.
-        bytes.truncate(at);
+        bytes.truncate(end);
         let mut answer = Self { bytes, ttls, lifetime: None };
         let seconds = match (answer.code(), positive) {
             _ if answer.is_truncated() => 0,
@@ -156,6 +133,48 @@ impl Answer {
     /// Bytes that it costs to keep.
     pub(super) fn weight(&self) -> usize {
         self.bytes.len() + 4 * self.ttls.len() + 256
+    }
+}
+
+/// What the records of a message say of its lifetime.
+struct Contents {
+    ttls: Vec<u32>,
+    /// The least TTL of its answers, in seconds.
+    positive: Option<u32>,
+    /// What its SOA record says (RFC 2308, section 5), in seconds.
+    negative: Option<u32>,
+    /// Where the last record ends.
+    end: usize,
+}
+
+impl Contents {
+    /// `question_end` is where the records begin.
+    fn of(bytes: &[u8], question_end: usize) -> Option<Self> {
+        let counts = [6, 8, 10].map(|at| u16::from_be_bytes([bytes[at], bytes[at + 1]]));
+        let mut this = Self { ttls: Vec::new(), positive: None, negative: None, end: question_end };
+        for (section, count) in counts.into_iter().enumerate() {
+            for _ in 0..count {
+                let at = skip_name_past(bytes, this.end, &this.ttls)?;
+                let fixed = bytes.get(at..at + 10)?;
+                let (of, ttl) = (u16::from_be_bytes([fixed[0], fixed[1]]), u32::from_be_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]));
+                let data = at + 10;
+                this.end = data + usize::from(u16::from_be_bytes([fixed[8], fixed[9]]));
+                let held = bytes.get(data..this.end)?;
+                if of == kind::OPT {
+                    continue;
+                }
+                this.ttls.push(u32::try_from(at + 4).ok()?);
+                // The highest bit is no part of it (RFC 2181, section 8).
+                let ttl = if ttl > i32::MAX as u32 { 0 } else { ttl };
+                if section == 0 {
+                    this.positive = Some(this.positive.map_or(ttl, |least: u32| least.min(ttl)));
+                } else if section == 1 && of == kind::SOA {
+                    let minimum = held.last_chunk::<4>().map_or(0, |last| u32::from_be_bytes(*last));
+                    this.negative = Some(this.negative.unwrap_or(u32::MAX).min(ttl).min(minimum));
+                }
+            }
+        }
+        Some(this)
     }
 }
 

@@ -1,7 +1,9 @@
-//! Names while what they lead to changes faster than any swarm does it: the agent's own engine on real sockets in real namespaces.
+//! Names of a swarm that exists in its snapshot alone, larger and quicker than any lab: the agent's own engine on real sockets in
+//! real namespaces.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stderr, reason = "all of this is a test")]
 
+mod clients;
 mod truth;
 mod world;
 

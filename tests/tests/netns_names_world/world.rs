@@ -21,7 +21,7 @@ use swarmesh_agent::{
 use swarmesh_dataplane::{NftPlane, PlaneConfig};
 use swarmesh_kernel::LinuxKernel;
 use swarmesh_model::{
-    ContainerDns, Delta, EndpointMode, Network, Node, Service, ServiceNetwork, Snapshot, Subnet, Task, TaskAddress, TaskState, VirtualIp,
+    Delta, EndpointMode, Network, Node, Service, ServiceNetwork, Snapshot, Subnet, Task, TaskAddress, TaskState, VirtualIp,
 };
 use swarmesh_source::{SourceState, Update};
 use swarmesh_tests::names::Upstream;
@@ -151,13 +151,13 @@ impl World {
 pub(crate) fn network(id: &str, internal: bool) -> Network {
     Network {
         id: id.into(),
-        name: id.to_owned(),
+        name: id.into(),
         driver: "overlay".to_owned(),
         ingress: false,
         local: false,
         internal,
         attachable: true,
-        subnets: vec![Subnet { subnet: "10.0.0.0/8".parse().unwrap_or_default(), gateway: None }],
+        subnets: ["10.0.0.0/8", "fd00::/8"].iter().filter_map(|s| Some(Subnet { subnet: s.parse().ok()?, gateway: None })).collect(),
         mtu: None,
         labels: BTreeMap::new(),
     }
@@ -192,7 +192,7 @@ pub(crate) fn task(id: &str, service: Option<&str>, network: &str, address: IpAd
     Task {
         id: id.into(),
         service: service.map(Into::into),
-        name: id.to_owned(),
+        name: id.into(),
         slot: None,
         node: None,
         desired_state: TaskState::Running,
@@ -207,8 +207,8 @@ pub(crate) fn task(id: &str, service: Option<&str>, network: &str, address: IpAd
     }
 }
 
-fn leg(network: &str, address: IpAddr) -> TaskAddress {
-    TaskAddress { network: network.into(), address, aliases: vec![], links: BTreeMap::new() }
+pub(crate) fn leg(network: &str, address: IpAddr) -> TaskAddress {
+    TaskAddress { network: network.into(), address, aliases: vec![], links: Default::default() }
 }
 
 /// A plain container on this node, in these networks.
@@ -216,9 +216,9 @@ pub(crate) fn asker(number: usize, networks: &[&str]) -> Task {
     let address = IpAddr::from([10, 1, 0, 1 + number as u8]);
     Task {
         node: Some("here".into()),
-        sandbox: Some(format!("box{number}")),
+        sandbox: Some(format!("box{number}").into()),
         addresses: networks.iter().map(|network| leg(network, address)).collect(),
-        dns: Some(ContainerDns::default()),
+        dns: Some(Box::default()),
         ..task(&format!("asker{number}"), None, "", address)
     }
 }
