@@ -185,6 +185,7 @@ fn forwarded(datagram: &[u8], settings: Settings) {
         let Some(read) = raw::read(&sent) else { panic!("not a question: {sent:02x?}") };
         assert!(raw::hickory(&sent).is_some() && read.end == sent.len());
         assert_eq!(sent[..2], [0x12, 0x34]);
+        assert_eq!((sent[2], sent[3]), (datagram[2] & 1, datagram[3] & 0x30), "RD, AD and CD are the client's");
         assert_eq!(&sent[read.question.clone()], query.question());
         // Cookies, padding and the client's subnet stay here.
         assert!(sent.len() <= read.question.end + OPT_LEN);

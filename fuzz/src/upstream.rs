@@ -25,6 +25,7 @@ struct How {
     dnssec_ok: bool,
     checking_disabled: bool,
     recursion_desired: bool,
+    authentic_data: bool,
     /// In another case than the answer's.
     capitals: bool,
     limit: usize,
@@ -39,6 +40,7 @@ pub fn check(input: &[u8]) {
         dnssec_ok: bit(2),
         checking_disabled: bit(3),
         recursion_desired: bit(4),
+        authentic_data: age >> 7 == 1,
         capitals: bit(5),
         limit: [512, 1232, 4096, 700][usize::from(how >> 6)],
     };
@@ -72,7 +74,20 @@ pub fn check(input: &[u8]) {
 
 /// The client's query that this answers: its question if there is one, so that chance need not find two that are equal.
 fn client(answer: &[u8], how: &How) -> Vec<u8> {
-    let header = [0xab, 0xcd, u8::from(how.recursion_desired), u8::from(how.checking_disabled) << 4, 0, 1, 0, 0, 0, 0, 0, 0];
+    let header = [
+        0xab,
+        0xcd,
+        u8::from(how.recursion_desired),
+        u8::from(how.checking_disabled) << 4 | u8::from(how.authentic_data) << 5,
+        0,
+        1,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ];
     let mut query = header.to_vec();
     query.extend(answer.get(HEADER..).unwrap_or_default());
     let question = Query::parse(&query).map(|query| query.question().to_vec());
@@ -140,6 +155,10 @@ fn handed_out(believed: &fuzz::Believed, read: &raw::Raw, query: &Query<'_>, age
     assert_eq!(&to[read.question.clone()], query.question(), "the question as it was asked");
     let mut expected = from.to_vec();
     expected[..2].copy_from_slice(&query.id().to_be_bytes());
+    // RFC 6840, section 5.8.
+    if !query.authentic_data() && !query.edns.is_some_and(|edns| edns.dnssec_ok) {
+        expected[3] &= !0x20;
+    }
     expected[read.question.clone()].copy_from_slice(query.question());
     let age = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
     for record in read.records.iter().filter(|record| record.kind != raw::OPT) {
