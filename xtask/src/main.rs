@@ -1,4 +1,4 @@
-//! Everything that is done with the project besides compiling it: `cargo xtask demo | test | fuzz | lab | bench`.
+//! Everything that is done with the project besides compiling it: `cargo xtask demo | test | fuzz | lab | vm | bench`.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -8,6 +8,7 @@ mod lab;
 mod packages;
 mod run;
 mod tiers;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -43,6 +44,8 @@ enum Command {
         #[command(subcommand)]
         command: lab::LabCommand,
     },
+    /// Boot Debian's kernels in QEMU and run the real-kernel tests inside; `test vm` is all of it
+    Vm(vm::VmArgs),
     /// Measure ours, peers and the limit side by side (PERFORMANCE.md)
     Bench(bench::BenchArgs),
     /// What `bench names` starts as its limit
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Test { tier, filter } => tiers::run(tier, &filter),
         Command::Fuzz { seconds } => fuzz::fuzz(seconds),
         Command::Lab { command } => lab::run(command),
+        Command::Vm(args) => vm::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::BenchEcho { address } => bench::echo(address),
     };

@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use crate::{
     fuzz, packages,
     run::{build, cargo, run as execute, say},
+    vm,
 };
 
 // Which test binaries are which tier's. In nextest.toml these would fail every run of a single package.
@@ -23,11 +24,13 @@ pub(crate) enum Tier {
     Netns,
     /// Three real dockerd
     Swarm,
+    /// Debian's kernels in QEMU
+    Vm,
 }
 
 /// One tier, or all of them in the order of their cost.
 pub(crate) fn run(tier: Option<Tier>, filter: &[String]) -> Result<()> {
-    let tiers = tier.map_or_else(|| vec![Tier::Unit, Tier::Fuzz, Tier::Netns, Tier::Swarm], |t| vec![t]);
+    let tiers = tier.map_or_else(|| vec![Tier::Unit, Tier::Fuzz, Tier::Netns, Tier::Swarm, Tier::Vm], |t| vec![t]);
     for tier in tiers {
         say(&format!("\n== tier {tier:?} =="));
         match tier {
@@ -57,6 +60,7 @@ pub(crate) fn run(tier: Option<Tier>, filter: &[String]) -> Result<()> {
                 packages::ensure(&["docker.io", "nftables", "iptables", "iproute2", "conntrack", "curl", "procps", "busybox-static"])?;
                 nextest("swarm", SWARM, filter)?;
             }
+            Tier::Vm => vm::run(&vm::VmArgs::tier(filter))?,
         }
     }
     Ok(())
@@ -72,9 +76,7 @@ fn nextest(profile: &str, tests: &str, filter: &[String]) -> Result<()> {
     if profile != "default" && !nix::unistd::geteuid().is_root() {
         bail!("tier {profile} makes network namespaces: run it as root");
     }
-    if cargo().args(["nextest", "--version"]).output().is_ok_and(|o| !o.status.success()) {
-        execute(cargo().args(["install", "--locked", "cargo-nextest"]))?;
-    }
+    ensure_nextest()?;
     let program = build(false)?;
     let mut command = cargo();
     command
@@ -82,4 +84,11 @@ fn nextest(profile: &str, tests: &str, filter: &[String]) -> Result<()> {
         .args(filter)
         .env("SWARMESH_BIN", program);
     execute(&mut command)
+}
+
+pub(crate) fn ensure_nextest() -> Result<()> {
+    if cargo().args(["nextest", "--version"]).output().is_ok_and(|o| !o.status.success()) {
+        execute(cargo().args(["install", "--locked", "cargo-nextest"]))?;
+    }
+    Ok(())
 }

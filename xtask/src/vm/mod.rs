@@ -1,0 +1,115 @@
+//! `cargo xtask vm`: Debian's kernels in QEMU, with the real-kernel tests inside.
+//!
+//! Nothing is installed for it but QEMU. Kernels come from their packages and are unpacked below `target/vm`; so are the few
+//! tools that only the guest needs. The guest has no disk and no network: an initramfs with this machine's own programs, and
+//! two serial ports, one for the kernel's console and one for what `init.sh` says.
+
+mod boot;
+mod cpio;
+mod debs;
+mod guest;
+mod image;
+mod report;
+mod suites;
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::{
+    packages,
+    run::{root, say},
+};
+
+/// Emulation is some ten times slower than the machine, and the machine may be busy.
+const TEST_SECONDS: u64 = 300;
+const BOOT_SECONDS: u64 = 2400;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Series {
+    #[value(name = "6.1")]
+    V6_1,
+    #[value(name = "6.12")]
+    V6_12,
+}
+
+impl Series {
+    const fn number(self) -> &'static str {
+        match self {
+            Self::V6_1 => "6.1",
+            Self::V6_12 => "6.12",
+        }
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct VmArgs {
+    /// One of Debian's kernels; all that apt offers if none is named
+    #[arg(long = "kernel", value_enum)]
+    series: Vec<Series>,
+    /// Boot and try the tools, without the tests
+    #[arg(long)]
+    smoke: bool,
+    /// Run this in the guest's shell instead of the tests, and show what it prints
+    #[arg(long, value_name = "SCRIPT", conflicts_with_all = ["smoke", "filter"])]
+    run: Option<String>,
+    /// Passed on to nextest, which chooses the tests; --no-capture shows what all of them print
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    filter: Vec<String>,
+}
+
+impl VmArgs {
+    /// All kernels.
+    pub(crate) fn tier(filter: &[String]) -> Self {
+        Self { series: Vec::new(), smoke: false, run: None, filter: filter.to_vec() }
+    }
+}
+
+pub(crate) fn run(args: &VmArgs) -> Result<()> {
+    debs::supported()?;
+    packages::ensure(&guest::HOST_PACKAGES)?;
+    let show_all = args.filter.iter().any(|word| word == "--no-capture");
+    let filter: Vec<String> = args.filter.iter().filter(|word| *word != "--no-capture").cloned().collect();
+    let tests = if args.smoke || args.run.is_some() { Vec::new() } else { suites::listed(&filter)? };
+    let place = directory();
+    let debs = debs::Debs::new(place.join("packages"))?;
+
+    let wanted: &[Series] = if args.series.is_empty() { Series::value_variants() } else { &args.series };
+    let mut verdicts = Vec::new();
+    for series in wanted {
+        let Some(package) = debs::newest_kernel(series.number())? else {
+            if !args.series.is_empty() {
+                bail!("apt offers no Linux {} on this machine", series.number());
+            }
+            say(&format!("Linux {} is left out: apt does not offer it on this machine", series.number()));
+            continue;
+        };
+        let kernel = guest::KernelFiles::find(&debs.unpacked(&package)?)?;
+        let work = place.join(series.number());
+        fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
+        let image = work.join("initramfs");
+        let limits = guest::Limits { test_seconds: TEST_SECONDS, boot_seconds: BOOT_SECONDS };
+        guest::write_image(&image, &debs, &kernel, &guest::Work { tests: &tests, script: args.run.as_deref() }, limits)?;
+
+        say(&format!("booting {}", kernel.release));
+        let mut report = report::Report::new(&kernel.release, tests.clone(), show_all);
+        let patience = boot::Patience { silence: Duration::from_secs(TEST_SECONDS + 60), whole: Duration::from_secs(BOOT_SECONDS + 60) };
+        boot::run(&kernel, &image, &work, &patience, &mut report)?;
+        let (good, line) = report.conclude();
+        say(&line);
+        verdicts.push((good, work));
+    }
+    if verdicts.is_empty() {
+        bail!("apt offers none of the kernels of the vm tier on this machine");
+    }
+    let bad: Vec<String> = verdicts.iter().filter(|(good, _)| !good).map(|(_, work)| format!("{}/*.log", work.display())).collect();
+    if !bad.is_empty() {
+        bail!("the vm tier has not passed: see {}", bad.join(", "));
+    }
+    Ok(())
+}
+
+fn directory() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from).join("vm")
+}
