@@ -243,7 +243,9 @@ pub(crate) fn node_skeleton(p: &NodeParameters) -> Skeleton {
     let (mut published, mut entrust) = (String::new(), String::new());
     if let Some(to) = p.sandbox4 {
         published.push_str("\t\tmeta nfproto ipv4 meta l4proto . th dport @published goto entrust\n");
-        published.push_str("\t\tmeta l4proto . th dport . ip daddr @bound4 goto entrust\n");
+        // The protocol from the header: of `meta l4proto` in a key with ranges, nft up to 1.0.6 makes a swap of two bytes in
+        // one, which Linux 6.12.117 refuses.
+        published.push_str("\t\tip protocol . th dport . ip daddr @bound4 goto entrust\n");
         // Whatever the balancer has no task of this node for is the sandbox's: ports that it does not know, and slots
         // that nothing is in.
         let _ = writeln!(entrust, "\t\tjump dispatch4\n\t\tdnat ip to {to}");
@@ -253,7 +255,7 @@ pub(crate) fn node_skeleton(p: &NodeParameters) -> Skeleton {
         published.push_str("\t\tip6 daddr ::1 meta l4proto . th dport @published goto refuse\n");
         published.push_str("\t\tip6 daddr ::1 meta l4proto . th dport @bound goto refuse\n");
         let _ = writeln!(published, "\t\tmeta nfproto ipv6 meta l4proto . th dport @published dnat ip6 to {to}");
-        let _ = writeln!(published, "\t\tmeta l4proto . th dport . ip6 daddr @bound6 dnat ip6 to {to}");
+        let _ = writeln!(published, "\t\tip6 nexthdr . th dport . ip6 daddr @bound6 dnat ip6 to {to}");
     }
     if p.refuse6 {
         published.push_str("\t\tmeta nfproto ipv6 meta l4proto . th dport @published goto refuse\n");
