@@ -166,11 +166,14 @@ impl Lab {
 
     /// A task's address in a network.
     pub fn address(&self, task: &Value, network: &str) -> Result<IpAddr> {
+        self.address_of(task, network, false)
+    }
+
+    pub fn address_of(&self, task: &Value, network: &str, v6: bool) -> Result<IpAddr> {
         let network = self.network(&self.snapshot()?, network)?;
         let addresses = array(&task["addresses"]);
-        let address =
-            addresses.iter().find(|a| a["network"] == network).and_then(|a| a["address"].as_str()).context("it has no address there")?;
-        Ok(address.parse()?)
+        let mut there = addresses.iter().filter(|a| a["network"] == network).filter_map(|a| a["address"].as_str()?.parse().ok());
+        there.find(|a: &IpAddr| a.is_ipv6() == v6).context("it has no address there")
     }
 
     pub fn api(&self, node: &str, path: &str) -> Result<(u16, String)> {

@@ -1,6 +1,6 @@
 //! Doing things inside of a network namespace.
 
-use std::{fs::File, path::Path, thread};
+use std::{fs::File, path::Path, process::Command, thread};
 
 use anyhow::{Context, Result, anyhow};
 
@@ -17,6 +17,12 @@ pub fn lasting_rules(listing: &str) -> String {
         !is_resolvers && !line.contains("expires")
     });
     lasting.collect::<Vec<_>>().join("\n")
+}
+
+/// Everything that nftables holds in one namespace and that lasts, with the handles that tell an old rule from a rewritten one.
+pub fn generation(namespace: &Path) -> Result<String> {
+    let list = || Command::new("nft").args(["--handle", "--stateless", "list", "ruleset"]).output();
+    Ok(lasting_rules(&String::from_utf8_lossy(&within(namespace, list)??.stdout)))
 }
 
 /// Runs `work` on a thread of its own that lives in the namespace at `path`, and waits for it.

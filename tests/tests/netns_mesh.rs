@@ -16,7 +16,7 @@ use serde_json::Value;
 use swarmesh_tests::{
     lab::{Held, Knock, Lab, ask, ask_udp, knock_tcp, knock_tcp_for, udp_socket},
     load::field,
-    netns::{lasting_rules, within},
+    netns::{generation, within},
     rows::{Row, run, run_some},
     stray::inject,
 };
@@ -592,13 +592,6 @@ fn name(task: &Value) -> &str {
 fn lab_directory(lab: &Lab) -> String {
     let sandbox = lab.ingress_namespace("node1");
     sandbox.ancestors().nth(3).map(|p| p.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-/// Everything that nftables holds in one namespace, with the handles that tell an old rule from a rewritten one.
-fn generation(namespace: &std::path::Path) -> Result<String> {
-    let output = within(namespace, || std::process::Command::new("nft").args(["--handle", "--stateless", "list", "ruleset"]).output())??;
-    let text = String::from_utf8_lossy(&output.stdout);
-    Ok(lasting_rules(&text))
 }
 
 #[test]

@@ -199,8 +199,9 @@ pub(crate) struct NodeParameters {
     pub(crate) sandbox6: Option<Ipv6Addr>,
     /// What tasks see of clients whose own address means nothing outside of this node.
     pub(crate) node4: Option<Ipv4Addr>,
+    pub(crate) node6: Option<Ipv6Addr>,
     /// Subnets of this node's own bridges: the same ones exist on every node.
-    pub(crate) private4: Vec<Ipv4Net>,
+    pub(crate) private: Vec<IpNet>,
     /// Without a way for IPv6, refuse it rather than let Docker's silent listener accept (moby 53091).
     pub(crate) refuse6: bool,
 }
@@ -274,7 +275,7 @@ pub(crate) fn node_skeleton(p: &NodeParameters) -> Skeleton {
         let _ = writeln!(source, "\t\t{ours} meta nfproto ipv4 meta l4proto tcp ct original proto-dst @direct goto disguise");
         let to = p.node4.map_or_else(|| "masquerade".to_owned(), |a| format!("snat ip to {a}"));
         let _ = writeln!(disguise, "\t\tip saddr 127.0.0.0/8 {to}");
-        for net in &p.private4 {
+        for net in p.private.iter().filter(|net| net.addr().is_ipv4()) {
             let _ = writeln!(disguise, "\t\tip saddr {net} {to}");
         }
         // Claimed as it is, or Docker's rule for local sources would hide this node behind its bridge's address.
@@ -283,7 +284,10 @@ pub(crate) fn node_skeleton(p: &NodeParameters) -> Skeleton {
     }
     if let Some(sandbox) = p.sandbox6 {
         let ours = format!("oifname \"{bridge}\" ip6 daddr {sandbox} ct status dnat");
-        let _ = writeln!(source, "\t\t{ours} ip6 saddr ::1 masquerade\n\t\t{ours} iifname \"{bridge}\" masquerade");
+        let to = p.node6.map_or_else(|| "masquerade".to_owned(), |a| format!("snat ip6 to {a}"));
+        for net in p.private.iter().filter(|net| net.addr().is_ipv6()) {
+            let _ = writeln!(source, "\t\t{ours} ip6 saddr {net} {to}");
+        }
     }
 
     // A segment that the connection tracker cannot place is not translated; answered here, it would draw a reset that ends

@@ -31,7 +31,34 @@ fn a_whole_plan_is_as_planned() {
     assert_eq!(status.host.unwrap().bridge, "docker_gwbridge");
     // Nothing that the plan does not name was touched.
     assert_eq!(world.task(2).fwmark_rules(), []);
-    assert_eq!(world.node().docker_user().unwrap().len(), 4);
+    assert_eq!(world.node().docker_user(false).unwrap().len(), 4);
+}
+
+/// Where IPv6 has a way, Docker's firewall for it lets that pass, and clients whose address every node has are given this node's.
+#[test]
+fn ipv6_has_a_way_of_its_own() {
+    let mut world = World::new();
+    world.add_boxes(&rich());
+    world.node().set_docker_user(true, true);
+    let sandbox = world.sandbox();
+    let mut legs = sandbox_interfaces();
+    legs[1].addresses.push("fd00:2::2/64".parse().unwrap());
+    legs[2].addresses.push("fd00:18::2/64".parse().unwrap());
+    sandbox.set_interfaces(legs);
+    world.node().set_interfaces(vec![
+        interface(1, "lo", None, &["127.0.0.1/8"]),
+        interface(2, "eth0", None, &["192.0.2.1/24", "fe80::1/64", "fd00:5741::1/64"]),
+        interface(3, "docker_gwbridge", Some("bridge"), &["172.18.0.1/16", "fe80::1/64", "fd00:18::1/64"]),
+    ]);
+    world.apply(rich());
+    world.settled();
+    let rules = world.node().docker_user(true).unwrap();
+    assert_eq!(rules.len(), 2);
+    assert!(rules.iter().all(|r| r.contains(&"fd00:18::2".to_owned())), "{rules:?}");
+    assert_eq!(world.node().docker_user(false).unwrap().len(), 4);
+    let loaded = world.node().scripts().concat();
+    assert!(loaded.contains("ip6 daddr fd00:18::2 ct status dnat ip6 saddr fd00:18::/64 snat ip6 to fd00:5741::1\n"), "{loaded}");
+    assert!(!loaded.contains("fe80"), "{loaded}");
 }
 
 #[test]
@@ -307,14 +334,14 @@ fn an_ingress_subnet_that_marks_cannot_tell_apart_is_named() {
 fn docker_user_may_be_absent_or_come_back() {
     let mut world = World::new();
     world.add_boxes(&rich());
-    world.node().set_docker_user(false);
+    world.node().set_docker_user(false, false);
     world.apply(rich());
     world.settled();
-    assert_eq!(world.node().docker_user(), None);
+    assert_eq!(world.node().docker_user(false), None);
 
-    world.node().set_docker_user(true);
+    world.node().set_docker_user(false, true);
     world.plane.audit(world.now);
-    let rules = world.node().docker_user().unwrap();
+    let rules = world.node().docker_user(false).unwrap();
     assert_eq!(rules.len(), 4);
     assert!(rules.iter().flatten().any(|w| w == "172.18.0.2") && rules.iter().flatten().any(|w| w == "docker_gwbridge"));
     world.forget_records();
@@ -506,10 +533,10 @@ fn strangers_tables_are_none_of_ours() {
     assert_eq!(world.node().scripts().len(), 1);
     assert_eq!(world.plane.status(world.now).healed, 0);
     // Docker's filter table went: our rules in its user chain with it.
-    world.node().set_docker_user(true);
+    world.node().set_docker_user(false, true);
     docker.load_script("delete table ip filter").unwrap();
     world.check_events();
-    assert_eq!(world.node().docker_user().unwrap().len(), 4);
+    assert_eq!(world.node().docker_user(false).unwrap().len(), 4);
     world.is_exact();
 }
 

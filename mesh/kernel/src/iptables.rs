@@ -28,7 +28,13 @@ const V4: [Candidate; 3] = [
     Candidate { tool: "iptables-nft", legacy_tables: None },
     Candidate { tool: "iptables-legacy", legacy_tables: Some("/proc/thread-self/net/ip_tables_names") },
 ];
-/// The command that sees IPv4's DOCKER-USER chain.
+const V6: [Candidate; 3] = [
+    Candidate { tool: "ip6tables", legacy_tables: None },
+    Candidate { tool: "ip6tables-nft", legacy_tables: None },
+    Candidate { tool: "ip6tables-legacy", legacy_tables: Some("/proc/thread-self/net/ip6_tables_names") },
+];
+
+/// The command that sees one family's DOCKER-USER chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Iptables {
     tool: &'static str,
@@ -37,8 +43,8 @@ pub struct Iptables {
 impl Iptables {
     /// Finds which of the variants Docker uses in `ns`. `None` if no variant has the chain: there is no Docker, or one that
     /// manages its firewall otherwise.
-    pub fn detect(ns: &Netns) -> Result<Option<Self>, KernelError> {
-        for candidate in V4 {
+    pub fn detect(ns: &Netns, v6: bool) -> Result<Option<Self>, KernelError> {
+        for candidate in if v6 { V6 } else { V4 } {
             if candidate.has_chain(ns)? {
                 return Ok(Some(Self { tool: candidate.tool }));
             }

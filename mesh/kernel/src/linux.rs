@@ -169,11 +169,11 @@ impl Namespace for LinuxNamespace {
     }
 
     // Looked for each time: Docker may come, go, or change its firewall backend while the agent runs.
-    fn ensure_forward_rule(&mut self, rule: &[&str]) -> Result<Option<bool>, KernelError> {
-        Iptables::detect(&self.ns)?.map(|iptables| iptables.ensure_rule(&self.ns, DOCKER_USER, rule)).transpose()
+    fn ensure_forward_rule(&mut self, v6: bool, rule: &[&str]) -> Result<Option<bool>, KernelError> {
+        Iptables::detect(&self.ns, v6)?.map(|iptables| iptables.ensure_rule(&self.ns, DOCKER_USER, rule)).transpose()
     }
 
-    fn remove_forward_rule(&mut self, rule: &[&str]) -> Result<Option<bool>, KernelError> {
-        Iptables::detect(&self.ns)?.map(|iptables| iptables.remove_rule(&self.ns, DOCKER_USER, rule)).transpose()
+    fn remove_forward_rule(&mut self, v6: bool, rule: &[&str]) -> Result<Option<bool>, KernelError> {
+        Iptables::detect(&self.ns, v6)?.map(|iptables| iptables.remove_rule(&self.ns, DOCKER_USER, rule)).transpose()
     }
 }

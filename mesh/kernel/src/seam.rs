@@ -110,9 +110,10 @@ pub trait Namespace: Send {
     /// Takes a neighbour away.
     fn remove_neighbour(&mut self, index: u32, address: IpAddr) -> Result<bool, KernelError>;
 
-    /// Puts `rule`, in iptables' words, behind what others have in Docker's DOCKER-USER chain for IPv4. `None` if there is no such chain.
-    fn ensure_forward_rule(&mut self, rule: &[&str]) -> Result<Option<bool>, KernelError>;
+    /// Puts `rule`, in iptables' words, behind what others have in one family's DOCKER-USER chain of Docker's. `None` if there is no such
+    /// chain.
+    fn ensure_forward_rule(&mut self, v6: bool, rule: &[&str]) -> Result<Option<bool>, KernelError>;
 
     /// Takes it out again. `None` if there is no such chain.
-    fn remove_forward_rule(&mut self, rule: &[&str]) -> Result<Option<bool>, KernelError>;
+    fn remove_forward_rule(&mut self, v6: bool, rule: &[&str]) -> Result<Option<bool>, KernelError>;
 }

@@ -117,21 +117,23 @@ fn a_bind_mounted_namespace_is_opened() {
 #[test]
 fn docker_user_is_found_and_kept_in_order() {
     let Some(scratch) = Scratch::new() else { return };
-    assert_eq!(Iptables::detect(&scratch.ns).unwrap(), None);
     let mut namespace = scratch.namespace();
     let rule = ["-m", "mark", "--mark", "0x5750", "-j", "ACCEPT"];
-    assert_eq!(namespace.ensure_forward_rule(&rule).unwrap(), None);
-    scratch.run("iptables -N DOCKER-USER");
-    scratch.run("iptables -A DOCKER-USER -j RETURN");
-    for expected in [true, false] {
-        assert_eq!(namespace.ensure_forward_rule(&rule).unwrap(), Some(expected));
+    for (v6, tool) in [(false, "iptables"), (true, "ip6tables")] {
+        assert_eq!(Iptables::detect(&scratch.ns, v6).unwrap(), None, "{tool}");
+        assert_eq!(namespace.ensure_forward_rule(v6, &rule).unwrap(), None, "{tool}");
+        scratch.run(&format!("{tool} -N DOCKER-USER"));
+        scratch.run(&format!("{tool} -A DOCKER-USER -j RETURN"));
+        for expected in [true, false] {
+            assert_eq!(namespace.ensure_forward_rule(v6, &rule).unwrap(), Some(expected), "{tool}");
+        }
+        let listed = scratch.run(&format!("{tool} -S DOCKER-USER"));
+        assert!(listed.lines().nth(1).unwrap().contains("--mark 0x5750 -j ACCEPT"), "{listed}");
+        for expected in [true, false] {
+            assert_eq!(namespace.remove_forward_rule(v6, &rule).unwrap(), Some(expected), "{tool}");
+        }
+        assert!(matches!(namespace.ensure_forward_rule(v6, &["-m", "nonsense"]), Err(KernelError::Tool { .. })), "{tool}");
     }
-    let listed = scratch.run("iptables -S DOCKER-USER");
-    assert!(listed.lines().nth(1).unwrap().contains("--mark 0x5750 -j ACCEPT"), "{listed}");
-    for expected in [true, false] {
-        assert_eq!(namespace.remove_forward_rule(&rule).unwrap(), Some(expected));
-    }
-    assert!(matches!(namespace.ensure_forward_rule(&["-m", "nonsense"]), Err(KernelError::Tool { .. })));
 }
 
 /// Original destinations of the tracked UDP connections, by conntrack's own tool.

@@ -197,7 +197,7 @@ pub struct UpArgs {
     /// Whose firewall rules the nodes have
     #[arg(long, value_enum, default_value = "docker-29.7")]
     layout: Layout,
-    /// Give the ingress network IPv6 addresses too
+    /// Give the ingress network and docker_gwbridge IPv6 addresses too
     #[arg(long)]
     ipv6: bool,
     /// A name server that the nodes have; without any, no name leaves the lab

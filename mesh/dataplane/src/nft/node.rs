@@ -5,11 +5,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write,
     hash::{DefaultHasher, Hash, Hasher},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use swarmesh_kernel::{Family, FlowFilter, Interface, Kernel, NftOp, SetName};
 use swarmesh_model::Protocol;
 use swarmesh_plan::{NodePlan, PortKey, PublishedPort};
@@ -86,7 +86,8 @@ impl NodeTable {
             sandbox4: ingress.address4,
             sandbox6: ingress.address6,
             node4: node_address(&interfaces, address),
-            private4: private_subnets(&interfaces, address),
+            node6: node_address6(&interfaces, address),
+            private: private_subnets(&interfaces, address),
             // From 29.8 on Docker's own proxy serves IPv6; before, a listener that never accepts does not.
             refuse6: ingress.address6.is_none() && old_layout,
         };
@@ -98,9 +99,7 @@ impl NodeTable {
         self.table.switch_on("net/ipv4/ip_forward", IP_FORWARD)?;
         // 127.0.0.1 as a source leaves by the bridge, and the answer comes in by it; our guard keeps others out.
         self.table.switch_on(&format!("net/ipv4/conf/{}/route_localnet", bridge.name), ROUTE_LOCALNET)?;
-        if let Some(sandbox) = ingress.address4 {
-            accept_forwarded(&mut *self.table.ns, &bridge.name, sandbox)?;
-        }
+        accept_forwarded(&mut *self.table.ns, &bridge.name, ingress)?;
 
         let (published, bound) = (self.table.ns.elements(self.published.name())?, self.table.ns.elements(self.bound.name())?);
         self.published.adopt(published);
@@ -229,11 +228,8 @@ impl NodeTable {
 
     /// Puts Docker's user chain right again if somebody emptied it.
     pub(crate) fn ensure_forwarding(&mut self, ingress: &IngressFacts) -> Result<(), PlaneError> {
-        if let Some(sandbox) = ingress.address4 {
-            let bridge = self.facts.bridge.clone();
-            accept_forwarded(&mut *self.table.ns, &bridge, sandbox)?;
-        }
-        Ok(())
+        let bridge = self.facts.bridge.clone();
+        accept_forwarded(&mut *self.table.ns, &bridge, ingress)
     }
 }
 
@@ -248,25 +244,30 @@ const BINDINGS: &str = "bindings_";
 
 /// Docker's FORWARD policy is to drop, which an accept in a table of ours cannot override; `DOCKER-USER` is the place
 /// that Docker leaves to others. Only what came through a published port is let through.
-fn accept_forwarded(ns: &mut dyn swarmesh_kernel::Namespace, bridge: &str, sandbox: Ipv4Addr) -> Result<(), PlaneError> {
-    let sandbox = sandbox.to_string();
-    for rule in forward_rules(bridge, &sandbox) {
-        // No such chain: no Docker that would drop what we forward.
-        ns.ensure_forward_rule(&rule)?;
+fn accept_forwarded(ns: &mut dyn swarmesh_kernel::Namespace, bridge: &str, ingress: &IngressFacts) -> Result<(), PlaneError> {
+    let sandboxes = [ingress.address4.map(IpAddr::from), ingress.address6.map(IpAddr::from)];
+    for sandbox in sandboxes.into_iter().flatten() {
+        for rule in forward_rules(bridge, sandbox, &sandbox.to_string()) {
+            // No such chain: no Docker that would drop what we forward.
+            ns.ensure_forward_rule(sandbox.is_ipv6(), &rule)?;
+        }
     }
     Ok(())
 }
 
 /// To the sandbox and to tasks, and answers. By the connection, not by tasks' addresses: those come and go, and each change
-/// of the chain is another program's run.
-pub(crate) fn forward_rules<'a>(bridge: &'a str, sandbox: &'a str) -> [Vec<&'a str>; 4] {
+/// of the chain is another program's run. IPv6 does not go straight to tasks, and has no rules for that.
+pub(crate) fn forward_rules<'a>(bridge: &'a str, sandbox: IpAddr, written: &'a str) -> Vec<Vec<&'a str>> {
     let words = |matches: &[&'a str]| [matches, &["-m", "comment", "--comment", "swarmesh", "-j", "ACCEPT"]].concat();
-    [
+    let to_tasks = [
         words(&["-o", bridge, "-p", "tcp", "-m", "conntrack", "--ctstate", "DNAT", "--ctdir", "ORIGINAL"]),
         words(&["-i", bridge, "-p", "tcp", "-m", "conntrack", "--ctstate", "DNAT", "--ctdir", "REPLY"]),
-        words(&["-o", bridge, "-d", sandbox, "-m", "conntrack", "--ctstate", "DNAT"]),
-        words(&["-i", bridge, "-s", sandbox, "-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED", "--ctdir", "REPLY"]),
-    ]
+    ];
+    let to_sandbox = [
+        words(&["-o", bridge, "-d", written, "-m", "conntrack", "--ctstate", "DNAT"]),
+        words(&["-i", bridge, "-s", written, "-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED", "--ctdir", "REPLY"]),
+    ];
+    to_tasks.into_iter().filter(|_| sandbox.is_ipv4()).chain(to_sandbox).collect()
 }
 
 fn find_bridge<'a>(interfaces: &'a [Interface], ingress: &IngressFacts) -> Result<&'a Interface, PlaneError> {
@@ -280,14 +281,24 @@ fn node_address(interfaces: &[Interface], address: Option<IpAddr>) -> Option<Ipv
     interfaces.iter().any(|i| i.addresses.iter().any(|a| a.addr() == IpAddr::V4(address))).then_some(address)
 }
 
+/// Its IPv6 address on the same interface.
+fn node_address6(interfaces: &[Interface], address: Option<IpAddr>) -> Option<Ipv6Addr> {
+    let address = address?;
+    let addresses = &interfaces.iter().find(|i| i.addresses.iter().any(|a| a.addr() == address))?.addresses;
+    let global = |net: &IpNet| if let IpAddr::V6(a) = net.addr() { Some(a).filter(|a| !a.is_unicast_link_local()) } else { None };
+    addresses.iter().find(|net| net.addr() == address).and_then(global).or_else(|| addresses.iter().find_map(global))
+}
+
 /// Subnets of bridges that this node has to itself, as Docker makes them: the same ones exist on every node, so their
 /// addresses tell nobody who a client is.
-fn private_subnets(interfaces: &[Interface], node: Option<IpAddr>) -> Vec<Ipv4Net> {
+fn private_subnets(interfaces: &[Interface], node: Option<IpAddr>) -> Vec<IpNet> {
+    let is_nodes = |i: &Interface| i.addresses.iter().any(|net| node.is_some_and(|n| net.contains(&n)));
+    // A bridge on the nodes' LAN has an IPv6 subnet of the LAN, too, which the node's one address does not tell.
+    let is_private = |i: &Interface, net: &IpNet| match net.addr() {
+        IpAddr::V4(_) => !node.is_some_and(|n| net.contains(&n)),
+        IpAddr::V6(a) => !a.is_unicast_link_local() && !is_nodes(i),
+    };
     let bridges = interfaces.iter().filter(|i| i.kind.as_deref() == Some("bridge"));
-    let nets: BTreeSet<Ipv4Net> = bridges
-        .flat_map(|i| &i.addresses)
-        .filter(|net| !node.is_some_and(|n| net.contains(&n)))
-        .filter_map(|net| if let IpNet::V4(net) = net { Some(net.trunc()) } else { None })
-        .collect();
+    let nets: BTreeSet<IpNet> = bridges.flat_map(|i| i.addresses.iter().filter(move |net| is_private(i, net))).map(IpNet::trunc).collect();
     nets.into_iter().collect()
 }

@@ -18,8 +18,8 @@ use crate::layout::{
 pub fn uninstall(kernel: &dyn Kernel, netns_dir: &Path) -> Vec<(String, Result<bool, KernelError>)> {
     let mut outcomes = Vec::new();
     // Our rules in Docker's user chain name the ingress sandbox, so it is asked before anything goes.
-    let sandbox = sandbox_address(kernel, netns_dir);
-    outcomes.push(("node".to_owned(), kernel.open_current().and_then(|mut ns| clear_node(&mut *ns, sandbox))));
+    let sandbox = sandbox_addresses(kernel, netns_dir);
+    outcomes.push(("node".to_owned(), kernel.open_current().and_then(|mut ns| clear_node(&mut *ns, sandbox.as_ref()))));
     let entries = match std::fs::read_dir(netns_dir) {
         Ok(entries) => entries,
         Err(error) => {
@@ -42,23 +42,24 @@ pub fn uninstall(kernel: &dyn Kernel, netns_dir: &Path) -> Vec<(String, Result<b
     outcomes
 }
 
-/// The ingress sandbox's address on the node's bridge, and that bridge's own.
-fn sandbox_address(kernel: &dyn Kernel, netns_dir: &Path) -> Option<(IpAddr, IpAddr)> {
+/// The ingress sandbox's addresses on the node's bridge, and that bridge's own.
+fn sandbox_addresses(kernel: &dyn Kernel, netns_dir: &Path) -> Option<(Vec<IpAddr>, IpAddr)> {
     let mut ns = kernel.open(&netns_dir.join(INGRESS_SANDBOX)).ok()?;
     let route = ns.default_route(false).ok()??;
     let interfaces = ns.interfaces().ok()?;
     let leg = interfaces.into_iter().find(|i| i.index == route.index)?;
-    let address = leg.addresses.iter().map(|n| n.addr()).find(IpAddr::is_ipv4)?;
-    Some((address, route.gateway?))
+    Some((leg.addresses.iter().map(|n| n.addr()).collect(), route.gateway?))
 }
 
-fn clear_node(ns: &mut dyn Namespace, sandbox: Option<(IpAddr, IpAddr)>) -> Result<bool, KernelError> {
+fn clear_node(ns: &mut dyn Namespace, sandbox: Option<&(Vec<IpAddr>, IpAddr)>) -> Result<bool, KernelError> {
     let interfaces = ns.interfaces()?;
-    let bridge = sandbox.and_then(|(_, gateway)| interfaces.iter().find(|i| i.addresses.iter().any(|a| a.addr() == gateway)));
+    let bridge = sandbox.and_then(|(_, gateway)| interfaces.iter().find(|i| i.addresses.iter().any(|a| a.addr() == *gateway)));
     let mut changed = clear(ns, bridge.map(|b| b.name.as_str()))?;
-    if let (Some((address, _)), Some(bridge)) = (sandbox, bridge) {
-        for rule in forward_rules(&bridge.name, &address.to_string()) {
-            changed |= ns.remove_forward_rule(&rule)?.unwrap_or(false);
+    if let (Some((addresses, _)), Some(bridge)) = (sandbox, bridge) {
+        for address in addresses {
+            for rule in forward_rules(&bridge.name, *address, &address.to_string()) {
+                changed |= ns.remove_forward_rule(address.is_ipv6(), &rule)?.unwrap_or(false);
+            }
         }
     }
     Ok(changed)

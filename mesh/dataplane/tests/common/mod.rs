@@ -200,7 +200,7 @@ impl World {
             interface(2, "eth0", None, &["192.0.2.1/24"]),
             interface(3, "docker_gwbridge", Some("bridge"), &["172.18.0.1/16"]),
         ]);
-        here.set_docker_user(true);
+        here.set_docker_user(false, true);
         let world = Self { plane: plane(&kernel), kernel, plan: Plan::default(), now: Instant::now() };
         world.add_sandbox();
         world
@@ -493,8 +493,8 @@ impl Meaning {
             for table in [swarmesh_dataplane::RETURN_TABLE, swarmesh_dataplane::NEAR_TABLE] {
                 meaning.routing.extend(view.route(v6, table).map(|r| format!("{r:?}")));
             }
+            meaning.routing.extend(view.docker_user(v6).into_iter().flatten().map(|r| r.join(" ")));
         }
-        meaning.routing.extend(view.docker_user().into_iter().flatten().map(|r| r.join(" ")));
         meaning.routing.sort();
         meaning
     }

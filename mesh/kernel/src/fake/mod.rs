@@ -71,7 +71,8 @@ struct State {
     rules: BTreeSet<FwmarkRule>,
     neighbours: BTreeMap<(u32, IpAddr), [u8; 6]>,
     sysctls: BTreeMap<String, String>,
-    docker_user: Option<Vec<Vec<String>>>,
+    /// For IPv4 and IPv6.
+    docker_user: [Option<Vec<Vec<String>>>; 2],
     flushed: Vec<FlowFilter>,
     commits: Vec<Vec<NftOp>>,
     scripts: Vec<String>,
@@ -239,9 +240,9 @@ impl FakeView {
         locked(&self.state).sysctls.insert(key.to_owned(), value.to_owned());
     }
 
-    /// Adds or removes Docker's DOCKER-USER chain.
-    pub fn set_docker_user(&self, present: bool) {
-        locked(&self.state).docker_user = present.then(Vec::new);
+    /// Adds or removes Docker's DOCKER-USER chain of one family.
+    pub fn set_docker_user(&self, v6: bool, present: bool) {
+        locked(&self.state).docker_user[usize::from(v6)] = present.then(Vec::new);
     }
 
     /// A stranger's commit: told to monitors under a port of its own, neither recorded nor counted.
@@ -326,8 +327,8 @@ impl FakeView {
     }
 
     /// Rules in DOCKER-USER, first one first; `None` without the chain.
-    pub fn docker_user(&self) -> Option<Vec<Vec<String>>> {
-        locked(&self.state).docker_user.clone()
+    pub fn docker_user(&self, v6: bool) -> Option<Vec<Vec<String>>> {
+        locked(&self.state).docker_user[usize::from(v6)].clone()
     }
 }
 

@@ -196,11 +196,11 @@ impl Namespace for FakeNamespace {
         self.change(Call::Route, "delete a neighbour", |state| Ok(state.neighbours.remove(&(index, address)).is_some()))
     }
 
-    fn ensure_forward_rule(&mut self, rule: &[&str]) -> Result<Option<bool>, KernelError> {
+    fn ensure_forward_rule(&mut self, v6: bool, rule: &[&str]) -> Result<Option<bool>, KernelError> {
         let rule: Vec<String> = rule.iter().map(|word| (*word).to_owned()).collect();
         let mut chain = false;
         let changed = self.change(Call::ForwardRule, "add a rule to DOCKER-USER", |state| {
-            let Some(rules) = &mut state.docker_user else { return Ok(false) };
+            let Some(rules) = &mut state.docker_user[usize::from(v6)] else { return Ok(false) };
             chain = true;
             if rules.contains(&rule) {
                 return Ok(false);
@@ -211,10 +211,10 @@ impl Namespace for FakeNamespace {
         Ok(chain.then_some(changed))
     }
 
-    fn remove_forward_rule(&mut self, rule: &[&str]) -> Result<Option<bool>, KernelError> {
+    fn remove_forward_rule(&mut self, v6: bool, rule: &[&str]) -> Result<Option<bool>, KernelError> {
         let mut chain = false;
         let changed = self.change(Call::ForwardRule, "delete a rule from DOCKER-USER", |state| {
-            let Some(rules) = &mut state.docker_user else { return Ok(false) };
+            let Some(rules) = &mut state.docker_user[usize::from(v6)] else { return Ok(false) };
             chain = true;
             let before = rules.len();
             rules.retain(|held| held != rule);

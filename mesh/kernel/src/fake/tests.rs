@@ -73,13 +73,13 @@ fn ensuring_twice_writes_once() {
         assert_eq!(namespace.ensure_rule_fwmark(false, 1, 1, 100, 200).unwrap(), expected);
     }
     assert_eq!(view.writes(), 2);
-    assert_eq!(namespace.ensure_forward_rule(&["-j", "ACCEPT"]).unwrap(), None);
-    view.set_docker_user(true);
+    assert_eq!(namespace.ensure_forward_rule(false, &["-j", "ACCEPT"]).unwrap(), None);
+    view.set_docker_user(false, true);
     for expected in [true, false] {
-        assert_eq!(namespace.ensure_forward_rule(&["-j", "ACCEPT"]).unwrap(), Some(expected));
+        assert_eq!(namespace.ensure_forward_rule(false, &["-j", "ACCEPT"]).unwrap(), Some(expected));
     }
-    assert_eq!(namespace.remove_forward_rule(&["-j", "ACCEPT"]).unwrap(), Some(true));
-    assert_eq!(view.docker_user(), Some(vec![]));
+    assert_eq!(namespace.remove_forward_rule(false, &["-j", "ACCEPT"]).unwrap(), Some(true));
+    assert_eq!(view.docker_user(false), Some(vec![]));
 }
 
 #[test]

@@ -22,6 +22,8 @@ use crate::swarm::{InterfaceAddress, NodeEndpoint};
 
 pub(crate) const GWBRIDGE: &str = "docker_gwbridge";
 pub(crate) const GWBRIDGE_NET: &str = "172.18.0.0/16";
+/// With an ingress network that has IPv6.
+pub(crate) const GWBRIDGE_NET_V6: &str = "fd00:5741:18::/64";
 const DOCKER0_ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
 pub(super) const GWBRIDGE_ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 1);
 /// The ingress sandbox's address on docker_gwbridge.
@@ -45,6 +47,12 @@ pub(crate) fn address_v6(address: Ipv4Addr) -> IpAddr {
     let last = u16::from(address.octets()[3]);
     let digits = ((last / 100) << 8) | ((last / 10 % 10) << 4) | (last % 10);
     IpAddr::from([0xfd00, 0x5741, 0, 0, 0, 0, 0, digits])
+}
+
+/// An address on docker_gwbridge in one of the two families: both end in the same 16 bits.
+pub(crate) fn gateway_of(address: Ipv4Addr, v6: bool) -> IpAddr {
+    let [_, _, high, low] = address.octets();
+    if v6 { [0xfd00, 0x5741, 0x18, 0, 0, 0, 0, u16::from_be_bytes([high, low])].into() } else { address.into() }
 }
 
 /// As Docker derives it, so that a packet's sender can be told by its MAC address.
@@ -152,6 +160,8 @@ pub(crate) struct NodeLayout {
     pub(super) lab: LabName,
     pub(super) layout: Layout,
     pub(super) rp_filter: u8,
+    /// The families of docker_gwbridge: IPv4, and IPv6 (true) where the ingress network has it.
+    families: &'static [bool],
     pub(super) hostname: String,
     address: Ipv4Addr,
     /// The other nodes' addresses.
@@ -170,6 +180,7 @@ impl NodeLayout {
             lab: lab.clone(),
             layout: setup.layout,
             rp_filter: setup.rp_filter,
+            families: if setup.ingress_v6 { &[false, true] } else { &[false] },
             hostname: format!("node{number}"),
             address: node_address(number),
             peers: (1..=nodes).filter(|n| *n != number).map(node_address).collect(),
@@ -213,16 +224,20 @@ impl NodeLayout {
         plug_in(&self.lab, &self.hostname, self.address)?;
         let mut batch = Batch::default();
         for (bridge, address) in [("docker0", DOCKER0_ADDRESS), (GWBRIDGE, GWBRIDGE_ADDRESS)] {
-            batch.add(format!("link add {bridge} up type bridge"));
+            // A MAC address of its own, as Docker gives it one: else it is the lowest of the ports', and changes with them.
+            batch.add(format!("link add {bridge} up address {} type bridge", mac(address)));
             batch.add(format!("addr add {address}/16 brd + dev {bridge}"));
+        }
+        if self.families.contains(&true) {
+            batch.add(format!("addr add {}/64 nodad dev {GWBRIDGE}", gateway_of(GWBRIDGE_ADDRESS, true)));
+            // Docker does it for the first of its bridges that has IPv6.
+            netns::within(&netns_path(&netns), || netns::sysctl(&[("net/ipv6/conf/all/forwarding", "1")]))?;
         }
         batch.run(&netns)?;
         if self.layout == Layout::Docker29_7 {
             netns::within(&netns_path(&netns), || netns::sysctl(&[("net/ipv4/conf/docker_gwbridge/route_localnet", "1")]))?;
         }
-        if let Some(rules) = rules::node(self.layout) {
-            iptables_restore(&netns, &rules)?;
-        }
+        self.restore(rules::node)?;
         if let Some((endpoint, overlay)) = ingress {
             self.create_ingress_sandbox(endpoint, overlay)?;
         }
@@ -254,7 +269,7 @@ impl NodeLayout {
         let attached = [(overlay, endpoint.addresses.as_slice())];
         self.attach(&netns, "ingress", &attached, Some(INGRESS_GATEWAY))?;
         if let Some(rules) = rules::sandbox(self.layout, None, &[], name) {
-            iptables_restore(&netns, &rules)?;
+            iptables_restore(&netns, false, &rules)?;
         }
         self.publish_netns(name, &netns)
     }
@@ -308,11 +323,19 @@ impl NodeLayout {
         Ok(())
     }
 
+    /// Changes the node's rules, in each family that it has.
+    pub(super) fn restore(&self, rules: impl Fn(Layout, bool) -> Option<String>) -> Result<(), RuntimeError> {
+        for v6 in self.families {
+            if let Some(rules) = rules(self.layout, *v6) {
+                iptables_restore(&self.netns(), *v6, &rules)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Brings the node's published ports to this set.
     pub(crate) fn publish_ports(&mut self, ports: &BTreeSet<Published>) -> Result<(), RuntimeError> {
-        if let Some(rules) = rules::ingress_ports(self.layout, &self.ports, ports) {
-            iptables_restore(&self.netns(), &rules)?;
-        }
+        self.restore(|layout, v6| rules::ingress_ports(layout, v6, &self.ports, ports))?;
         self.ports.clone_from(ports);
         Ok(())
     }
@@ -360,10 +383,16 @@ impl NodeLayout {
                 mac(address)
             ));
             batch.run(&self.netns())?;
-            without_v6.push(index);
             inside.add(format!("addr add {address}/16 brd + dev eth{index}"));
+            if self.families.contains(&true) {
+                inside.add(format!("addr add {}/64 nodad dev eth{index}", gateway_of(address, true)));
+            } else {
+                without_v6.push(index);
+            }
             inside.add(format!("link set eth{index} up"));
-            inside.add(format!("route add default via {GWBRIDGE_ADDRESS}"));
+            for v6 in self.families {
+                inside.add(format!("route add default via {}", gateway_of(GWBRIDGE_ADDRESS, *v6)));
+            }
         }
         netns::within(&netns_path(netns), || {
             without_v6.iter().try_for_each(|index| netns::sysctl(&[(&format!("net/ipv6/conf/eth{index}/disable_ipv6"), "1")]))

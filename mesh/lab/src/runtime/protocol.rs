@@ -18,7 +18,7 @@ pub struct Setup {
     pub layout: Layout,
     /// `None`: the swarm has no ingress network.
     pub ingress: Option<String>,
-    /// Give the ingress network an IPv6 subnet too.
+    /// Give the ingress network and docker_gwbridge an IPv6 subnet too.
     pub ingress_v6: bool,
     /// The nodes' name servers.
     pub dns: Vec<IpAddr>,

@@ -5,13 +5,14 @@
 use std::{
     collections::BTreeSet,
     fmt::Write as _,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, SocketAddr},
 };
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use swarmesh_model::{Port, Protocol, PublishMode};
 
-use super::layout::{GWBRIDGE, GWBRIDGE_NET, INGRESS_GATEWAY};
+use super::layout::{GWBRIDGE, GWBRIDGE_NET, GWBRIDGE_NET_V6, INGRESS_GATEWAY, gateway_of};
 
 /// Whose rules the nodes have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -34,13 +35,15 @@ pub enum Layout {
 /// A port that every node publishes.
 pub(crate) type Published = (Protocol, u16);
 
-/// What a node has before anything runs on it.
-pub(crate) fn node(layout: Layout) -> Option<String> {
+/// What a node has before anything runs on it, for one family of addresses. With IPv6 the bridge is docker_gwbridge alone.
+pub(crate) fn node(layout: Layout, v6: bool) -> Option<String> {
     let ingress = match layout {
-        Layout::Docker29_7 => true,
+        // Docker never led IPv6 to its mesh by these.
+        Layout::Docker29_7 => !v6,
         Layout::Docker29_8 => false,
         Layout::Bare => return None,
     };
+    let (network, loopback) = if v6 { (GWBRIDGE_NET_V6, "::1/128") } else { (GWBRIDGE_NET, "127.0.0.0/8") };
     let only = |text: &'static str| if ingress { text } else { "" };
     let (declare, nat_jumps, nat_end, forward_jump) = (
         only(":DOCKER-INGRESS - [0:0]\n"),
@@ -49,14 +52,14 @@ pub(crate) fn node(layout: Layout) -> Option<String> {
         only("-A DOCKER-FORWARD -j DOCKER-INGRESS\n"),
     );
     let localhost = only("-A POSTROUTING -o docker_gwbridge -m addrtype --src-type LOCAL -j MASQUERADE\n");
-    Some(format!(
+    let rules = format!(
         "*raw
 {raw}COMMIT
 *nat
 :DOCKER - [0:0]
 {declare}{nat_jumps}-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
--A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER
-{localhost}-A POSTROUTING -s {GWBRIDGE_NET} ! -o {GWBRIDGE} -j MASQUERADE
+-A OUTPUT ! -d {loopback} -m addrtype --dst-type LOCAL -j DOCKER
+{localhost}-A POSTROUTING -s {network} ! -o {GWBRIDGE} -j MASQUERADE
 -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
 {nat_end}COMMIT
 *filter
@@ -83,17 +86,19 @@ pub(crate) fn node(layout: Layout) -> Option<String> {
 -A DOCKER-FORWARD -i {GWBRIDGE} ! -o {GWBRIDGE} -j ACCEPT
 {nat_end}COMMIT
 ",
-        raw = direct_access('A', INGRESS_GATEWAY),
-    ))
+        raw = direct_access('A', gateway_of(INGRESS_GATEWAY, v6)),
+    );
+    let is_there = |line: &&str| !(v6 && line.contains("docker0"));
+    Some(rules.lines().filter(is_there).flat_map(|line| [line, "\n"]).collect())
 }
 
 /// Nobody but the bridge's own members may address a container's docker_gwbridge address.
-fn direct_access(verb: char, address: Ipv4Addr) -> String {
-    format!("-{verb} PREROUTING -d {address}/32 ! -i {GWBRIDGE} -j DROP\n")
+fn direct_access(verb: char, address: IpAddr) -> String {
+    format!("-{verb} PREROUTING -d {} ! -i {GWBRIDGE} -j DROP\n", IpNet::from(address))
 }
 
 /// Takes a node from one set of ingress ports to another.
-pub(crate) fn ingress_ports(layout: Layout, old: &BTreeSet<Published>, new: &BTreeSet<Published>) -> Option<String> {
+pub(crate) fn ingress_ports(layout: Layout, v6: bool, old: &BTreeSet<Published>, new: &BTreeSet<Published>) -> Option<String> {
     let gone = old.difference(new).map(|port| ('D', port));
     let come = new.difference(old).map(|port| ('I', port));
     let (mut nat, mut filter) = (String::new(), String::new());
@@ -101,6 +106,7 @@ pub(crate) fn ingress_ports(layout: Layout, old: &BTreeSet<Published>, new: &BTr
     for (verb, (protocol, port)) in gone.chain(come) {
         let matched = format!("-p {protocol} -m {protocol}");
         match layout {
+            Layout::Docker29_7 if v6 => return None,
             Layout::Docker29_7 => {
                 let _ = writeln!(nat, "-{verb} DOCKER-INGRESS {matched} --dport {port} -j DNAT --to-destination {INGRESS_GATEWAY}:{port}");
                 let _ = writeln!(
@@ -109,7 +115,9 @@ pub(crate) fn ingress_ports(layout: Layout, old: &BTreeSet<Published>, new: &BTr
                 );
                 let _ = writeln!(filter, "-{verb} DOCKER-INGRESS {matched} --dport {port} -j ACCEPT");
             }
-            Layout::Docker29_8 => port_mapping(&mut nat, &mut filter, verb, *protocol, *port, INGRESS_GATEWAY, *port),
+            Layout::Docker29_8 => {
+                port_mapping(&mut nat, &mut filter, verb, *protocol, *port, SocketAddr::new(gateway_of(INGRESS_GATEWAY, v6), *port));
+            }
             Layout::Bare => return None,
         }
     }
@@ -117,14 +125,15 @@ pub(crate) fn ingress_ports(layout: Layout, old: &BTreeSet<Published>, new: &BTr
 }
 
 /// As `docker run -p` makes it.
-fn port_mapping(nat: &mut String, filter: &mut String, verb: char, protocol: Protocol, published: u16, to: Ipv4Addr, target: u16) {
+fn port_mapping(nat: &mut String, filter: &mut String, verb: char, protocol: Protocol, published: u16, to: SocketAddr) {
     let matched = format!("-p {protocol} -m {protocol}");
-    let _ = writeln!(nat, "-{verb} DOCKER ! -i {GWBRIDGE} {matched} --dport {published} -j DNAT --to-destination {to}:{target}");
-    let _ = writeln!(filter, "-{verb} DOCKER -d {to}/32 ! -i {GWBRIDGE} -o {GWBRIDGE} {matched} --dport {target} -j ACCEPT");
+    let _ = writeln!(nat, "-{verb} DOCKER ! -i {GWBRIDGE} {matched} --dport {published} -j DNAT --to-destination {to}");
+    let (address, target) = (IpNet::from(to.ip()), to.port());
+    let _ = writeln!(filter, "-{verb} DOCKER -d {address} ! -i {GWBRIDGE} -o {GWBRIDGE} {matched} --dport {target} -j ACCEPT");
 }
 
 /// What a task with this docker_gwbridge address adds to its node (`come`), or takes away.
-pub(crate) fn task_on_node(layout: Layout, address: Ipv4Addr, ports: &[Port], come: bool) -> Option<String> {
+pub(crate) fn task_on_node(layout: Layout, address: IpAddr, ports: &[Port], come: bool) -> Option<String> {
     if layout == Layout::Bare {
         return None;
     }
@@ -132,7 +141,7 @@ pub(crate) fn task_on_node(layout: Layout, address: Ipv4Addr, ports: &[Port], co
     let (mut nat, mut filter) = (String::new(), String::new());
     for port in ports.iter().filter(|p| p.publish_mode == PublishMode::Host) {
         if let Some(published) = port.published_port {
-            port_mapping(&mut nat, &mut filter, verb, port.protocol, published, address, port.target_port);
+            port_mapping(&mut nat, &mut filter, verb, port.protocol, published, SocketAddr::new(address, port.target_port));
         }
     }
     let raw = direct_access(if come { 'A' } else { 'D' }, address);
@@ -205,13 +214,13 @@ mod tests {
     fn ports_come_and_go_one_by_one() {
         let old = BTreeSet::from([(Protocol::Tcp, 80), (Protocol::Tcp, 81)]);
         let new = BTreeSet::from([(Protocol::Tcp, 81), (Protocol::Udp, 53)]);
-        let text = ingress_ports(Layout::Docker29_7, &old, &new).unwrap();
+        let text = ingress_ports(Layout::Docker29_7, false, &old, &new).unwrap();
         assert!(text.contains("-D DOCKER-INGRESS -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.18.0.2:80\n"), "{text}");
         assert!(text.contains("-I DOCKER-INGRESS -p udp -m udp --dport 53 -j DNAT --to-destination 172.18.0.2:53\n"), "{text}");
         assert!(!text.contains("81"), "{text}");
-        assert_eq!(ingress_ports(Layout::Docker29_7, &new, &new), None);
-        assert_eq!(ingress_ports(Layout::Bare, &old, &new), None);
-        let text = ingress_ports(Layout::Docker29_8, &old, &new).unwrap();
+        assert_eq!(ingress_ports(Layout::Docker29_7, false, &new, &new), None);
+        assert_eq!(ingress_ports(Layout::Bare, false, &old, &new), None);
+        let text = ingress_ports(Layout::Docker29_8, false, &old, &new).unwrap();
         assert!(
             text.contains("-I DOCKER ! -i docker_gwbridge -p udp -m udp --dport 53 -j DNAT --to-destination 172.18.0.2:53\n"),
             "{text}"
@@ -220,9 +229,24 @@ mod tests {
 
     #[test]
     fn only_docker_up_to_29_7_has_its_ingress_chain() {
-        assert!(node(Layout::Docker29_7).unwrap().contains("DOCKER-INGRESS"));
-        assert!(!node(Layout::Docker29_8).unwrap().contains("DOCKER-INGRESS"));
-        assert_eq!(node(Layout::Bare), None);
+        assert!(node(Layout::Docker29_7, false).unwrap().contains("DOCKER-INGRESS"));
+        assert!(!node(Layout::Docker29_8, false).unwrap().contains("DOCKER-INGRESS"));
+        assert_eq!(node(Layout::Bare, false), None);
+    }
+
+    #[test]
+    fn ipv6_is_a_port_mapping_or_nothing() {
+        let ports = BTreeSet::from([(Protocol::Tcp, 80)]);
+        assert_eq!(ingress_ports(Layout::Docker29_7, true, &BTreeSet::new(), &ports), None);
+        let text = ingress_ports(Layout::Docker29_8, true, &BTreeSet::new(), &ports).unwrap();
+        assert!(text.contains("--dport 80 -j DNAT --to-destination [fd00:5741:18::2]:80\n"), "{text}");
+        assert!(text.contains("-I DOCKER -d fd00:5741:18::2/128 "), "{text}");
+        let text = node(Layout::Docker29_7, true).unwrap();
+        assert!(text.contains("-A POSTROUTING -s fd00:5741:18::/64 ! -o docker_gwbridge -j MASQUERADE\n"), "{text}");
+        assert!(
+            text.contains(":FORWARD DROP") && !text.contains("docker0") && !text.contains("172.") && !text.contains("INGRESS"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use swarmesh_model::{NetworkId, Port};
 
 use super::{
     RuntimeError,
-    layout::{GWBRIDGE_ADDRESS, INGRESS_GATEWAY, NodeLayout, Overlay, parameters},
+    layout::{GWBRIDGE_ADDRESS, INGRESS_GATEWAY, NodeLayout, Overlay, gateway_of, parameters},
     names::netns_path,
     netns, rules,
     tools::iptables_restore,
@@ -62,10 +62,10 @@ impl NodeLayout {
         self.attach(&sandbox.netns, &sandbox.name, &attached, sandbox.gateway)?;
         let ingress = spec.networks.iter().find(|n| n.ingress).and_then(|n| n.addresses.first()).map(|a| a.address);
         if let Some(rules) = rules::sandbox(self.layout, ingress, &spec.ports, &spec.sandbox) {
-            iptables_restore(&sandbox.netns, &rules)?;
+            iptables_restore(&sandbox.netns, false, &rules)?;
         }
-        if let Some(rules) = sandbox.gateway.and_then(|gateway| rules::task_on_node(self.layout, gateway, &spec.ports, true)) {
-            iptables_restore(&self.netns(), &rules)?;
+        if let Some(gateway) = sandbox.gateway {
+            self.restore(|layout, v6| rules::task_on_node(layout, gateway_of(gateway, v6), &spec.ports, true))?;
         }
         self.publish_netns(&sandbox.name, &sandbox.netns)
     }
@@ -74,10 +74,8 @@ impl NodeLayout {
     pub(crate) fn remove_sandbox(&mut self, sandbox: &Sandbox) -> Result<(), RuntimeError> {
         self.unpublish_netns(&sandbox.name);
         if let Some(gateway) = sandbox.gateway {
-            if let Some(rules) = rules::task_on_node(self.layout, gateway, &sandbox.ports, false) {
-                // Never made, when making the sandbox failed half-way.
-                let _ = iptables_restore(&self.netns(), &rules);
-            }
+            // Never made, when making the sandbox failed half-way.
+            let _ = self.restore(|layout, v6| rules::task_on_node(layout, gateway_of(gateway, v6), &sandbox.ports, false));
             self.gateways.remove(&gateway);
         }
         self.detach(&sandbox.name, &sandbox.overlays, sandbox.gateway.is_some());

@@ -61,14 +61,14 @@ impl Batch {
 }
 
 /// Replaces the tables that `rules` names, in the namespace `netns`.
-pub(crate) fn iptables_restore(netns: &str, rules: &str) -> Result<(), RuntimeError> {
-    netns::within(&netns_path(netns), || run(Command::new(nft_variant("restore")).arg("--noflush"), rules))
+pub(crate) fn iptables_restore(netns: &str, v6: bool, rules: &str) -> Result<(), RuntimeError> {
+    netns::within(&netns_path(netns), || run(Command::new(nft_variant(if v6 { "ip6tables" } else { "iptables" })).arg("--noflush"), rules))
 }
 
-/// Which `iptables-…` edits nftables here: Debian has both variants under names of their own.
+/// Which `iptables-restore` edits nftables here: Debian has both variants under names of their own.
 fn nft_variant(tool: &str) -> String {
-    let name = format!("iptables-nft-{tool}");
-    if program_in_path(&name, None).is_some() { name } else { format!("iptables-{tool}") }
+    let name = format!("{tool}-nft-restore");
+    if program_in_path(&name, None).is_some() { name } else { format!("{tool}-restore") }
 }
 
 /// Runs a program that reads `input` and says on stderr what is wrong.
