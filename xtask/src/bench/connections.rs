@@ -1,7 +1,9 @@
 //! New connections per second through a published port: ours, hand-written rules on the way through the ingress sandbox, the
 //! shortest hand-written DNAT there is, HAProxy in TCP mode, and plain routing.
 //!
-//! Each subject has namespaces of its own, laid out as Docker does on a node: client, node, ingress sandbox, task.
+//! Each subject has namespaces of its own, laid out as Docker does on a node: client, node, ingress sandbox, task. The tasks have
+//! Docker's rules for its resolver, as every task on an overlay has: they make the task's own namespace track connections.
+//! The shortest way is measured once more without them.
 
 use std::{
     io::Read,
@@ -39,6 +41,7 @@ pub(crate) fn run(blocks: usize) -> Result<()> {
         Subject::new(Way::Ours)?,
         Subject::new(Way::SamePath)?,
         Subject::new(Way::Shortest)?,
+        Subject::new(Way::Untracked)?,
         Subject::new(Way::Haproxy)?,
         Subject::new(Way::Routed)?,
     ];
@@ -69,6 +72,7 @@ enum Way {
     Ours,
     SamePath,
     Shortest,
+    Untracked,
     Haproxy,
     Routed,
 }
@@ -79,6 +83,7 @@ impl Way {
             Self::Ours => "ours",
             Self::SamePath => "hand-written nft through the ingress sandbox (client's address kept)",
             Self::Shortest => "one hand-written nft DNAT, node to task (client's address kept)",
+            Self::Untracked => "the same, to a task without Docker's rules, which tracks nothing",
             Self::Haproxy => "HAProxy, TCP mode (client's address lost)",
             Self::Routed => "plain routing, no translation",
         }
@@ -89,6 +94,7 @@ impl Way {
             Self::Ours => "ours",
             Self::SamePath => "path",
             Self::Shortest => "short",
+            Self::Untracked => "bare",
             Self::Haproxy => "ha",
             Self::Routed => "route",
         }
@@ -110,10 +116,13 @@ impl Subject {
         let mut subject = Self { way, haproxy: None, _plane: None, _directory: directory };
         subject.lay_out()?;
         drop(serve(&path(way, "task"))?);
+        if way != Way::Untracked {
+            dockers_resolver(way)?;
+        }
         match way {
             Way::Ours => subject._plane = Some(ours(way, subject._directory.path())?),
             Way::SamePath => same_path(way)?,
-            Way::Shortest => script(
+            Way::Shortest | Way::Untracked => script(
                 way,
                 "node",
                 "add table ip hand\nadd chain ip hand pre { type nat hook prerouting priority -100; }\nadd rule ip hand pre tcp dport 8000 dnat to 172.18.0.3:80\n",
@@ -236,6 +245,21 @@ fn serve(path: &std::path::Path) -> Result<std::thread::JoinHandle<()>> {
             }
         }
     })
+}
+
+/// What libnetwork puts into the namespace of each container on a network with names.
+fn dockers_resolver(way: Way) -> Result<()> {
+    script(
+        way,
+        "task",
+        "add table ip nat\n\
+         add chain ip nat OUTPUT { type nat hook output priority -100; }\n\
+         add chain ip nat POSTROUTING { type nat hook postrouting priority 100; }\n\
+         add rule ip nat OUTPUT ip daddr 127.0.0.11 tcp dport 53 dnat to 127.0.0.11:40001\n\
+         add rule ip nat OUTPUT ip daddr 127.0.0.11 udp dport 53 dnat to 127.0.0.11:40002\n\
+         add rule ip nat POSTROUTING ip saddr 127.0.0.11 tcp sport 40001 snat to :53\n\
+         add rule ip nat POSTROUTING ip saddr 127.0.0.11 udp sport 40002 snat to :53\n",
+    )
 }
 
 fn name(way: Way, place: &str) -> String {
