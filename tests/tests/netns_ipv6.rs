@@ -333,10 +333,20 @@ const ROWS: &[Row<Lab>] = &[
     }),
 ];
 
+/// An interface takes its link-local address into use a second or two after it was made (RFC 4862, section 5.4), and its
+/// neighbours are not found before.
+fn awake(lab: &Lab) -> Result<()> {
+    lab.settled(&NODES)?;
+    for (index, _) in NODES.iter().enumerate() {
+        lab.wait("published ports answer over IPv6", || Ok(lab.spread("client1", on_node(index, 7000), 3).is_ok()))?;
+    }
+    Ok(())
+}
+
 #[test]
 fn ipv6_rows() {
     let lab = Lab::up("sixes", 3, STACK, &["--ipv6", "--restart-delay", "1"]).unwrap();
-    lab.settled(&NODES).unwrap();
+    awake(&lab).unwrap();
     run(&lab, ROWS);
 }
 
@@ -344,7 +354,7 @@ fn ipv6_rows() {
 #[test]
 fn ipv6_rows_on_docker_29_8() {
     let lab = Lab::up("newsixes", 3, STACK, &["--ipv6", "--layout", "docker-29.8"]).unwrap();
-    lab.settled(&NODES).unwrap();
+    awake(&lab).unwrap();
     run_some(&lab, ROWS, &["E36", "K1 ", "S1 ", "S2 ", "S3 ", "S9 ", "S10 ", "E41", "E44"]);
 }
 
@@ -352,6 +362,6 @@ fn ipv6_rows_on_docker_29_8() {
 #[test]
 fn ipv6_rows_on_bare_hosts() {
     let lab = Lab::up("baresixes", 3, STACK, &["--ipv6", "--layout", "bare"]).unwrap();
-    lab.settled(&NODES).unwrap();
+    awake(&lab).unwrap();
     run_some(&lab, ROWS, &["E36", "K1 ", "S1 ", "S2 ", "S9 ", "S10 ", "E41"]);
 }
