@@ -78,12 +78,31 @@ fn nextest(profile: &str, tests: &str, filter: &[String]) -> Result<()> {
     }
     ensure_nextest()?;
     let program = build(false)?;
+    let (tests, filter) = narrowed(tests, filter);
     let mut command = cargo();
     command
-        .args(["nextest", "run", "--workspace", "--locked", "--profile", profile, "--filterset", tests])
+        .args(["nextest", "run", "--workspace", "--locked", "--profile", profile, "--filterset", &tests])
         .args(filter)
         .env("SWARMESH_BIN", program);
     execute(&mut command)
+}
+
+/// A tier's tests and the caller's own `-E`, as one expression: of two, nextest would run whatever either names.
+pub(crate) fn narrowed(tests: &str, filter: &[String]) -> (String, Vec<String>) {
+    let mut expression = format!("({tests})");
+    let mut rest = Vec::new();
+    let mut words = filter.iter();
+    while let Some(word) = words.next() {
+        let own = match word.as_str() {
+            "-E" | "--filterset" | "--filter-expr" => words.next().map(String::as_str),
+            word => ["--filterset=", "--filter-expr=", "-E"].iter().find_map(|option| word.strip_prefix(option)),
+        };
+        match own {
+            Some(own) => expression.push_str(&format!(" and ({own})")),
+            None => rest.push(word.clone()),
+        }
+    }
+    (expression, rest)
 }
 
 pub(crate) fn ensure_nextest() -> Result<()> {
@@ -91,4 +110,17 @@ pub(crate) fn ensure_nextest() -> Result<()> {
         execute(cargo().args(["install", "--locked", "cargo-nextest"]))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expression_of_the_callers_narrows_the_tier() {
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(narrowed("a or b", &words("e42 --no-capture")), ("(a or b)".to_owned(), words("e42 --no-capture")));
+        assert_eq!(narrowed("a or b", &words("-E test(e42) x")), ("(a or b) and (test(e42))".to_owned(), words("x")));
+        assert_eq!(narrowed("a", &words("--filterset=test(e42)")), ("(a) and (test(e42))".to_owned(), vec![]));
+    }
 }

@@ -16,6 +16,7 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::{
     packages,
@@ -74,6 +75,9 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
     let tests = if args.smoke || args.run.is_some() { Vec::new() } else { suites::listed(&filter)? };
     let place = directory();
     let debs = debs::Debs::new(place.join("packages"))?;
+    // Two at a time would write each other's images, and be twice as slow.
+    let file = fs::File::create(place.join("lock")).with_context(|| format!("cannot write to {}", place.display()))?;
+    let _alone = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).context("cannot lock target/vm")?;
 
     let wanted: &[Series] = if args.series.is_empty() { Series::value_variants() } else { &args.series };
     let mut verdicts = Vec::new();

@@ -7,11 +7,11 @@ use serde::Deserialize;
 
 use crate::{
     run::{cargo, output},
-    tiers::ensure_nextest,
+    tiers::{ensure_nextest, narrowed},
 };
 
 /// Tests against a kernel that make their own namespaces and need nothing but the tools of the image.
-const TESTS: &str = "binary(~real) or binary(twins)";
+const TESTS: &str = "binary(~real) or binary(~twins)";
 const PACKAGES: [&str; 2] = ["swarmesh-kernel", "swarmesh-dataplane"];
 
 /// One test of one binary.
@@ -50,14 +50,15 @@ struct Match {
 /// Builds the tests and names those that nextest's own `filter` leaves.
 pub(super) fn listed(filter: &[String]) -> Result<Vec<Test>> {
     ensure_nextest()?;
+    let (expression, filter) = narrowed(TESTS, filter);
     let mut command = cargo();
-    command.args(["nextest", "list", "--locked", "--message-format", "json", "--filterset", TESTS]);
+    command.args(["nextest", "list", "--locked", "--message-format", "json", "--filterset", &expression]);
     PACKAGES.iter().for_each(|package| {
         command.args(["--package", package]);
     });
-    let tests = parsed(&output(command.args(filter))?)?;
+    let tests = parsed(&output(command.args(&filter))?)?;
     if tests.is_empty() {
-        bail!("no test of the vm tier is left by {filter:?}");
+        bail!("no test of the vm tier is left by {expression} {filter:?}");
     }
     Ok(tests)
 }
