@@ -1,4 +1,4 @@
-//! The one seam to the kernel: namespaces, nftables, routing, connection tracking and sysctls.
+//! The one seam to the kernel: namespaces, nftables, IPVS, routing, connection tracking and sysctls.
 //!
 //! Everything here is synchronous and short; callers that must not wait run it on a thread of their own. The data plane
 //! talks to [`Namespace`] and [`Kernel`], which [`LinuxKernel`] implements for real and [`fake::FakeKernel`] in memory.
@@ -7,6 +7,7 @@ mod conntrack;
 mod error;
 pub mod fake;
 mod iptables;
+mod ipvs;
 mod linux;
 mod netlink;
 mod netns;
@@ -18,6 +19,10 @@ pub mod sysctl;
 pub use conntrack::{ConntrackSocket, FlowFilter};
 pub use error::KernelError;
 pub use iptables::{DOCKER_USER, Iptables};
+pub use ipvs::{
+    Counters, Forwarding, IpvsInfo, IpvsOp, IpvsSocket, IpvsTimeouts, Persistence, Rates, RealId, RealServer, RealState, SchedulerFlags,
+    Tunnel, TunnelChecksum, VirtualId, VirtualScheduler, VirtualServer, VirtualState,
+};
 pub use linux::LinuxKernel;
 pub use netns::{Netns, NetnsId};
 pub use nft::{

@@ -7,8 +7,9 @@ use std::{
 };
 
 use crate::{
-    ConntrackSocket, DOCKER_USER, DefaultRoute, Element, Family, FlowFilter, Interface, Iptables, Kernel, KernelError, Namespace, Netns,
-    NetnsId, NftMonitor, NftOp, NftSocket, RouteSocket, SetName, load_script, sysctl,
+    ConntrackSocket, DOCKER_USER, DefaultRoute, Element, Family, FlowFilter, Interface, Iptables, IpvsInfo, IpvsOp, IpvsSocket,
+    IpvsTimeouts, Kernel, KernelError, Namespace, Netns, NetnsId, NftMonitor, NftOp, NftSocket, RealState, RouteSocket, SetName, VirtualId,
+    VirtualState, load_script, sysctl,
 };
 
 /// The kernel that this process runs on.
@@ -40,6 +41,7 @@ struct LinuxNamespace {
     nft: Option<NftSocket>,
     route: Option<RouteSocket>,
     conntrack: Option<ConntrackSocket>,
+    ipvs: Option<IpvsSocket>,
 }
 
 /// The socket in `slot`, opened if it is not yet.
@@ -52,7 +54,7 @@ fn opened<S>(slot: &mut Option<S>, open: impl FnOnce() -> Result<S, KernelError>
 
 impl LinuxNamespace {
     const fn new(ns: Netns) -> Self {
-        Self { ns, nft: None, route: None, conntrack: None }
+        Self { ns, nft: None, route: None, conntrack: None, ipvs: None }
     }
 
     fn socket<S>(&self, action: &str, open: impl FnOnce() -> io::Result<S>) -> Result<S, KernelError> {
@@ -65,6 +67,10 @@ impl LinuxNamespace {
 
     fn route(&mut self) -> Result<&mut RouteSocket, KernelError> {
         opened(&mut self.route, || RouteSocket::open(&self.ns))
+    }
+
+    fn ipvs(&mut self) -> Result<&mut IpvsSocket, KernelError> {
+        opened(&mut self.ipvs, || IpvsSocket::open(&self.ns))
     }
 }
 
@@ -175,5 +181,25 @@ impl Namespace for LinuxNamespace {
 
     fn remove_forward_rule(&mut self, v6: bool, rule: &[&str]) -> Result<Option<bool>, KernelError> {
         Iptables::detect(&self.ns, v6)?.map(|iptables| iptables.remove_rule(&self.ns, DOCKER_USER, rule)).transpose()
+    }
+
+    fn ipvs_apply(&mut self, ops: &[IpvsOp]) -> Result<Vec<Result<(), KernelError>>, KernelError> {
+        self.ipvs()?.apply(ops)
+    }
+
+    fn virtual_servers(&mut self) -> Result<Vec<VirtualState>, KernelError> {
+        self.ipvs()?.virtual_servers()
+    }
+
+    fn real_servers(&mut self, of: &VirtualId) -> Result<Vec<RealState>, KernelError> {
+        self.ipvs()?.real_servers(of)
+    }
+
+    fn ipvs_timeouts(&mut self) -> Result<IpvsTimeouts, KernelError> {
+        self.ipvs()?.timeouts()
+    }
+
+    fn ipvs_info(&mut self) -> Result<IpvsInfo, KernelError> {
+        self.ipvs()?.info()
     }
 }

@@ -8,7 +8,10 @@ use std::{
 use ipnet::IpNet;
 use serde::Serialize;
 
-use crate::{DefaultRoute, Element, Family, FlowFilter, KernelError, NetnsId, NftMonitor, NftOp, SetName};
+use crate::{
+    DefaultRoute, Element, Family, FlowFilter, IpvsInfo, IpvsOp, IpvsTimeouts, KernelError, NetnsId, NftMonitor, NftOp, RealState, SetName,
+    VirtualId, VirtualState,
+};
 
 /// A network interface with its addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -116,4 +119,20 @@ pub trait Namespace: Send {
 
     /// Takes it out again. `None` if there is no such chain.
     fn remove_forward_rule(&mut self, v6: bool, rule: &[&str]) -> Result<Option<bool>, KernelError>;
+
+    /// Does each of these changes to IPVS, in order, and has a result for each: there are no transactions. An error of the whole
+    /// leaves open what was done; [`KernelError::NotSupported`] if the kernel has no IPVS.
+    fn ipvs_apply(&mut self, ops: &[IpvsOp]) -> Result<Vec<Result<(), KernelError>>, KernelError>;
+
+    /// All virtual servers, in no order.
+    fn virtual_servers(&mut self) -> Result<Vec<VirtualState>, KernelError>;
+
+    /// All real servers of a virtual one, in no order. None if there is no such virtual server: the kernel makes no difference.
+    fn real_servers(&mut self, of: &VirtualId) -> Result<Vec<RealState>, KernelError>;
+
+    /// Timeouts of IPVS connections.
+    fn ipvs_timeouts(&mut self) -> Result<IpvsTimeouts, KernelError>;
+
+    /// Version and size of the kernel's IPVS.
+    fn ipvs_info(&mut self) -> Result<IpvsInfo, KernelError>;
 }

@@ -1,11 +1,13 @@
 //! A kernel in memory, for tests of everything above the seam.
 //!
-//! A fake proves only what it was taught. So each rule about nftables that it was taught is a row in `tests/twins.rs`, which
-//! runs against this kernel and against the real one in a namespace of its own. Teach it nothing without a row there.
+//! A fake proves only what it was taught. So each rule about nftables that it was taught is a row in `tests/twins.rs`, and each
+//! about IPVS one in `tests/twins_ipvs.rs`, which run against this kernel and against the real one in a namespace of its own.
+//! Teach it nothing without a row there.
 //!
 //! What it does not know: packets (no rule is ever evaluated), timeouts, the contents of rules loaded as text beyond
 //! the chains they go or jump to, and which sysctls there are (an unset one reads "0").
 
+mod ipvs;
 mod namespace;
 mod script;
 mod tables;
@@ -18,12 +20,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use ipvs::FakeIpvs;
 use namespace::FakeNamespace;
 use tables::Tables;
 
 use crate::{
-    DefaultRoute, Element, Expr, Family, FlowFilter, Interface, Kernel, KernelError, Namespace, NetnsId, NftEvent, NftMonitor, NftOp,
-    SetName, nft::MonitorFeed,
+    DefaultRoute, Element, Expr, Family, FlowFilter, Interface, IpvsOp, Kernel, KernelError, Namespace, NetnsId, NftEvent, NftMonitor,
+    NftOp, RealServer, SetName, VirtualServer, nft::MonitorFeed,
 };
 
 /// Stands for the agent's own namespace among the paths.
@@ -31,7 +34,10 @@ const HERE: &str = "/proc/self/ns/net";
 
 /// What a test can make fail, see [`FakeView::fail_next`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[expect(missing_docs, reason = "named after the methods of Kernel and Namespace; Route is all of rules, routes and neighbours")]
+#[expect(
+    missing_docs,
+    reason = "named after the methods of Kernel and Namespace; Route is all of rules, routes and neighbours; IpvsOp is one of a call's changes"
+)]
 pub enum Call {
     Open,
     OpenMonitor,
@@ -45,6 +51,8 @@ pub enum Call {
     Route,
     ForwardRule,
     Socket,
+    Ipvs,
+    IpvsOp,
 }
 
 /// A policy rule: IPv6, mark, mask, table, priority.
@@ -74,6 +82,8 @@ struct State {
     /// For IPv4 and IPv6.
     docker_user: [Option<Vec<Vec<String>>>; 2],
     flushed: Vec<FlowFilter>,
+    ipvs: FakeIpvs,
+    ipvs_ops: Vec<IpvsOp>,
     commits: Vec<Vec<NftOp>>,
     scripts: Vec<String>,
     writes: usize,
@@ -252,6 +262,26 @@ impl FakeView {
         state.commit(ops, port)
     }
 
+    /// A kernel with IPVS, or without it. It has it unless this says otherwise.
+    pub fn set_ipvs(&self, present: bool) {
+        locked(&self.state).ipvs.absent = !present;
+    }
+
+    /// A stranger's change to IPVS, neither recorded nor counted. Nobody is told: IPVS has no monitors.
+    pub fn ipvs_as_stranger(&self, op: &IpvsOp) -> Result<(), KernelError> {
+        locked(&self.state).ipvs.apply(op)
+    }
+
+    /// All changes to IPVS that were done, in order.
+    pub fn ipvs_ops(&self) -> Vec<IpvsOp> {
+        locked(&self.state).ipvs_ops.clone()
+    }
+
+    /// All virtual servers with their real servers, by their identities.
+    pub fn ipvs(&self) -> Vec<(VirtualServer, Vec<RealServer>)> {
+        locked(&self.state).ipvs.all()
+    }
+
     /// Makes every monitor of this namespace lose events.
     pub fn lose_events(&self) {
         locked(&self.state).monitors.retain_mut(|monitor| monitor.push(NftEvent::Lost));
@@ -272,10 +302,11 @@ impl FakeView {
         locked(&self.state).writes
     }
 
-    /// Forgets recorded commits, scripts, flushes and the count.
+    /// Forgets recorded commits, changes to IPVS, scripts, flushes and the count.
     pub fn forget_records(&self) {
         let mut state = locked(&self.state);
         state.commits.clear();
+        state.ipvs_ops.clear();
         state.scripts.clear();
         state.flushed.clear();
         state.writes = 0;

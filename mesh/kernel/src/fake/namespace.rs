@@ -8,7 +8,10 @@ use std::{
 use nix::libc;
 
 use super::{Call, Shared, State, locked, script};
-use crate::{DefaultRoute, Element, Family, FlowFilter, Interface, KernelError, Namespace, NftOp, SetName};
+use crate::{
+    DefaultRoute, Element, Family, FlowFilter, Interface, IpvsInfo, IpvsOp, IpvsTimeouts, KernelError, Namespace, NftOp, RealState,
+    SetName, VirtualId, VirtualState,
+};
 
 pub(super) const MAIN_TABLE: u32 = libc::RT_TABLE_MAIN as u32;
 
@@ -221,5 +224,40 @@ impl Namespace for FakeNamespace {
             Ok(rules.len() != before)
         })?;
         Ok(chain.then_some(changed))
+    }
+
+    fn ipvs_apply(&mut self, ops: &[IpvsOp]) -> Result<Vec<Result<(), KernelError>>, KernelError> {
+        let mut results = Vec::with_capacity(ops.len());
+        self.change(Call::Ipvs, &format!("make {} changes to IPVS", ops.len()), |state| {
+            state.ipvs.present()?;
+            for op in ops {
+                let done = match state.fault(Call::IpvsOp, &op.to_string()) {
+                    Ok(()) => state.ipvs.apply(op),
+                    fault => fault,
+                };
+                if done.is_ok() {
+                    state.ipvs_ops.push(op.clone());
+                }
+                results.push(done);
+            }
+            Ok(results.iter().any(Result::is_ok))
+        })?;
+        Ok(results)
+    }
+
+    fn virtual_servers(&mut self) -> Result<Vec<VirtualState>, KernelError> {
+        self.read(Call::Ipvs, "list the virtual servers", |state| state.ipvs.virtual_servers())?
+    }
+
+    fn real_servers(&mut self, of: &VirtualId) -> Result<Vec<RealState>, KernelError> {
+        self.read(Call::Ipvs, "list the real servers", |state| state.ipvs.real_servers(of))?
+    }
+
+    fn ipvs_timeouts(&mut self) -> Result<IpvsTimeouts, KernelError> {
+        self.read(Call::Ipvs, "read the timeouts of IPVS", |state| state.ipvs.timeouts())?
+    }
+
+    fn ipvs_info(&mut self) -> Result<IpvsInfo, KernelError> {
+        self.read(Call::Ipvs, "read the version of IPVS", |state| state.ipvs.info())?
     }
 }
