@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod ipvs;
 mod names;
 mod raw;
 pub mod upstream;

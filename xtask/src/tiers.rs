@@ -18,7 +18,7 @@ const SWARM: &str = "package(swarmesh-tests) and (binary(~swarm) or binary(~dock
 pub(crate) enum Tier {
     /// Formatting, lints, and every test that needs no privilege
     Unit,
-    /// Both fuzz targets, shortly
+    /// All fuzz targets, shortly
     Fuzz,
     /// The emulator and the real kernel, in namespaces
     Netns,

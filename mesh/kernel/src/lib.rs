@@ -19,6 +19,8 @@ pub mod sysctl;
 pub use conntrack::{ConntrackSocket, FlowFilter};
 pub use error::KernelError;
 pub use iptables::{DOCKER_USER, Iptables};
+#[cfg(feature = "fuzz")]
+pub use ipvs::fuzz as ipvs_fuzz;
 pub use ipvs::{
     Counters, Forwarding, IpvsInfo, IpvsOp, IpvsSocket, IpvsTimeouts, Persistence, Rates, RealId, RealServer, RealState, SchedulerFlags,
     Tunnel, TunnelChecksum, VirtualId, VirtualScheduler, VirtualServer, VirtualState,

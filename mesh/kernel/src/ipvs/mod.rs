@@ -12,6 +12,8 @@
 mod codes;
 mod decode;
 mod encode;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod op;
 mod socket;
 
