@@ -74,7 +74,7 @@ impl Lab {
         self.wait_for("three tasks of web are back", || Ok(self.usable(8080)? == 3))?;
 
         title("What the agent on node1 says");
-        let targets = ["tcp://192.0.2.11:8080", "dns://tasks.api?from=demo_web.1"];
+        let targets = ["tcp://192.0.2.11:8080", "dns://tasks.api"];
         for command in [&["status"][..], &["services"], &["endpoints"], &["names"], &["explain", targets[0]], &["explain", targets[1]]] {
             let program = self.program.to_string_lossy().into_owned();
             let words: Vec<&str> = std::iter::once(program.as_str()).chain(command.iter().copied()).collect();
