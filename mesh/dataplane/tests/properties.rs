@@ -240,6 +240,8 @@ proptest! {
         world.check_events();
         prop_assert_eq!(world.written(), BTreeMap::new());
         let drains = world.plan.0.networks.values().flatten().count();
+        // Some calls are made by a start only, and one that fails is made good by writing.
+        world.views().values().for_each(|view| view.forget_faults());
         world.restart();
         world.retry();
         prop_assert_eq!(world.written(), BTreeMap::new(), "{} VIPs", drains);

@@ -231,6 +231,11 @@ impl FakeView {
         locked(&self.state).faults.entry(call).or_default().push_back(errno);
     }
 
+    /// Takes back what [`Self::fail_next`] said and no call has met yet.
+    pub fn forget_faults(&self) {
+        locked(&self.state).faults.clear();
+    }
+
     /// Sets the interfaces.
     pub fn set_interfaces(&self, interfaces: Vec<Interface>) {
         locked(&self.state).interfaces = interfaces;
