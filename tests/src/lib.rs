@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agents;
+pub mod clients;
 pub mod dockerlab;
 pub mod lab;
 pub mod load;

@@ -57,7 +57,20 @@ pub(crate) fn run(tier: Option<Tier>, filter: &[String]) -> Result<()> {
                 nextest("netns", NETNS, filter)?;
             }
             Tier::Swarm => {
-                packages::ensure(&["docker.io", "nftables", "iptables", "iproute2", "conntrack", "curl", "procps", "busybox-static"])?;
+                packages::ensure(&[
+                    "docker.io",
+                    "nftables",
+                    "iptables",
+                    "iproute2",
+                    "conntrack",
+                    "curl",
+                    "procps",
+                    "bind9-dnsutils",
+                    "python3-minimal",
+                    "busybox-static",
+                    "musl-tools",
+                    "gcc",
+                ])?;
                 nextest("swarm", SWARM, filter)?;
             }
             Tier::Vm => vm::run(&vm::VmArgs::tier(filter))?,

@@ -8,8 +8,8 @@ mod changes;
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
-    net::UdpSocket,
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, UdpSocket},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -24,6 +24,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use swarmesh_tests::{
     agents::{self, Agents},
+    clients::clients,
     dockerlab::{DockerLab, residue},
     lab::program,
     names::{Upstream, ask, data, question},
@@ -187,6 +188,28 @@ impl Subject {
         })
     }
 
+    /// In a task's namespace, with the `resolv.conf` that Docker gives it.
+    fn real_clients(&self, ours: &BTreeMap<String, String>) -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        let resolv_conf = directory.path().join("resolv.conf");
+        std::fs::write(&resolv_conf, "nameserver 127.0.0.11\noptions ndots:0\n")?;
+        let mut wrong = Vec::new();
+        for client in clients(directory.path())? {
+            for name in ["web", "www", "tasks.web", "web.front", "rr", "plain", "faraway"] {
+                let expected: BTreeSet<IpAddr> =
+                    ours[&format!("web asks for {name} A")].split(' ').filter_map(|a| a.parse().ok()).collect();
+                ensure!(!expected.is_empty(), "{name} has no address");
+                let found = client.find(&self.asker("web")?, &resolv_conf, name)?;
+                if found.as_ref() != Some(&expected) {
+                    wrong.push(format!("{}: {name} is {found:?}, not {expected:?}", client.name));
+                }
+            }
+            eprintln!("      {} has found what is there", client.name);
+        }
+        ensure!(wrong.is_empty(), "{wrong:#?}");
+        Ok(())
+    }
+
     fn all(&self) -> Result<BTreeMap<String, String>> {
         let mut all = BTreeMap::new();
         for (asker, name, kind, _) in QUESTIONS {
@@ -280,6 +303,8 @@ fn check() -> Result<()> {
     subject.aliases_follow_a_rollout(Whose::Ours)?;
     subject.a_way_out_comes_and_goes(Whose::Ours)?;
     subject.own_servers(Whose::Ours)?;
+
+    subject.real_clients(&ours)?;
 
     // In the container itself, by its own program.
     let id = subject.lab.docker(0, &["ps", "--quiet", "--filter", "name=plain"])?;
