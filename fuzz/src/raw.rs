@@ -34,6 +34,33 @@ impl Raw {
     }
 }
 
+impl Raw {
+    /// Some record's data, of a type whose names may be compressed, holds a name that is none, or that is made of other things.
+    pub(crate) fn has_odd_data(&self, bytes: &[u8]) -> bool {
+        self.records.iter().any(|record| {
+            let (before, names) = match record.kind {
+                2..=5 | 7..=9 | 12 | 39 => (0, 1),
+                6 | 14 => (0, 2),
+                15 | 18 | 21 => (2, 1),
+                33 => (6, 1),
+                _ => return false,
+            };
+            let mut at = record.data.start + before;
+            (0..names).any(|_| {
+                let mut borrowed = Vec::new();
+                let Some((_, end)) = name(bytes, at, &mut borrowed) else { return true };
+                let mut stretches = borrowed.clone();
+                stretches.push(at..end);
+                stretches.sort_by_key(|stretch| stretch.start);
+                at = end;
+                end > record.data.end
+                    || borrowed.iter().any(|range| range.start < 12)
+                    || stretches.windows(2).any(|pair| pair[0].end > pair[1].start)
+            })
+        })
+    }
+}
+
 pub(crate) struct Record {
     /// 0 to 2: answer, authority, additional.
     pub(crate) section: usize,

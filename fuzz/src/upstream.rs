@@ -59,7 +59,8 @@ pub fn check(input: &[u8]) {
     };
     answers_only_this(answer, &sent);
     let Some(read) = raw::read(believed.bytes()) else { panic!("believed, and not whole: {answer:02x?}") };
-    assert_eq!(believed.bytes(), &answer[..read.end], "what is behind the last record is nobody's");
+    let Some(whole) = raw::read(answer) else { panic!("believed of what is not whole: {answer:02x?}") };
+    left_out_what_was_not_asked(believed.bytes(), &read, answer, &whole);
     kept_as_long_as_true(&believed, &read);
     handed_out(&believed, &read, &query, age);
     cut(&believed.to(&query, age), how.limit);
@@ -106,7 +107,7 @@ fn client(answer: &[u8], how: &How) -> Vec<u8> {
 /// What a library takes for an answer to this question is believed.
 fn doubted_for_a_reason(answer: &[u8], sent: &[u8]) {
     let (Some(_), Some(read)) = (raw::hickory(answer), raw::read(answer)) else { return };
-    let is_odd = read.is_odd();
+    let is_odd = read.is_odd() || read.has_odd_data(answer);
     let is_ours = answer[..2] == sent[..2] && answer[2] & 0x80 != 0 && answer[2] & 0x78 == 0;
     let is_asked = answer[read.question].eq_ignore_ascii_case(raw::read(sent).map_or(&[][..], |asked| &sent[asked.question]));
     // More steps than any server's compression takes.
@@ -123,6 +124,29 @@ fn answers_only_this(answer: &[u8], sent: &[u8]) {
         let mut other = sent.to_vec();
         other[at] ^= 0x01;
         assert!(fuzz::Believed::read(answer.to_vec(), &other).is_none(), "believed for another question, byte {at}");
+    }
+}
+
+/// Of the answers those that belong to the question, all authorities, of the rest one OPT record; and nothing that was not there.
+fn left_out_what_was_not_asked(kept: &[u8], few: &raw::Raw, given: &[u8], all: &raw::Raw) {
+    assert_eq!((&kept[..6], &kept[8..10]), (&given[..6], &given[8..10]));
+    assert_eq!(kept[few.question.clone()], given[all.question.clone()]);
+    assert_eq!(few.end, kept.len(), "what is behind the last record is nobody's");
+    for section in 0..3 {
+        let in_section = |raw: &raw::Raw| raw.records.iter().filter(|r| r.section == section).count();
+        let mut left = all.records.iter().filter(|r| r.section == section);
+        for record in few.records.iter().filter(|r| r.section == section) {
+            let same = |r: &&raw::Record| {
+                (r.kind, r.class, r.ttl) == (record.kind, record.class, record.ttl) && r.owner.eq_ignore_ascii_case(&record.owner)
+            };
+            assert!(left.any(|r| same(&r)), "a record of nobody's: {kept:02x?} of {given:02x?}");
+            assert!(section < 2 || record.kind == raw::OPT && record.owner == [0]);
+        }
+        match section {
+            0 => assert!(in_section(few) <= in_section(all)),
+            1 => assert_eq!(in_section(few), in_section(all)),
+            _ => assert!(in_section(few) <= 1),
+        }
     }
 }
 

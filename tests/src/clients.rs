@@ -1,4 +1,5 @@
 //! Programs that ask for names as programs in containers do: through glibc, musl, Python, dig, busybox, and Go where it is there.
+#![expect(clippy::print_stderr, reason = "the table's report")]
 
 use std::{
     collections::BTreeSet,

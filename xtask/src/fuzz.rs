@@ -12,11 +12,20 @@ use crate::{
 /// Each with the longest input that is of use: the server cuts queries at 2048 bytes, and no client takes more than 4096 by UDP. A
 /// virtual server with all that there is to say of it has some 400 bytes.
 const TARGETS: [(&str, u32); 3] = [("client_query", 2048), ("upstream_answer", 5000), ("ipvs_answer", 4096)];
-/// As part of `cargo xtask test`: the corpus, and a little beyond.
-pub(crate) const SHORT: u32 = 20;
 
-/// Runs each target for so many seconds. What is found is in `fuzz/artifacts/`, and is an error.
-pub(crate) fn fuzz(seconds: u32) -> Result<()> {
+/// How long each target runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Length {
+    Seconds(u32),
+    /// The corpus and as many inputs beyond it, the same ones each time: a test says nothing new of the same code.
+    Runs(u32),
+}
+
+/// As part of `cargo xtask test`.
+pub(crate) const SHORT: Length = Length::Runs(30_000);
+
+/// Runs each target. What is found is in `fuzz/artifacts/`, and is an error.
+pub(crate) fn fuzz(length: Length) -> Result<()> {
     // libFuzzer itself is C++.
     packages::ensure(&["g++"])?;
     if !cargo().args(["fuzz", "--version"]).output().is_ok_and(|o| o.status.success()) {
@@ -25,17 +34,21 @@ pub(crate) fn fuzz(seconds: u32) -> Result<()> {
     for (target, longest) in TARGETS {
         // New inputs go into a directory of their own: the corpus that is kept changes when somebody means it to.
         let found = root().join("fuzz/target/found").join(target);
+        let (limit, what) = match length {
+            Length::Seconds(seconds) => (vec![format!("-max_total_time={seconds}")], format!("for {seconds} s")),
+            Length::Runs(runs) => {
+                // What earlier runs left there would change what comes.
+                if found.exists() {
+                    std::fs::remove_dir_all(&found).with_context(|| format!("cannot empty {}", found.display()))?;
+                }
+                (vec![format!("-runs={runs}"), "-seed=1".to_owned()], format!("with {runs} inputs"))
+            }
+        };
         std::fs::create_dir_all(&found).with_context(|| format!("cannot create {}", found.display()))?;
-        say(&format!("fuzzing {target} for {seconds} s"));
+        say(&format!("fuzzing {target} {what}"));
         let mut command = cargo_fuzz();
         command.args(["run", target]).arg(found).arg(format!("fuzz/corpus/{target}")).arg("--");
-        command.args([
-            &format!("-max_total_time={seconds}"),
-            &format!("-max_len={longest}"),
-            "-timeout=10",
-            "-verbosity=0",
-            "-print_final_stats=1",
-        ]);
+        command.args(limit).args([&format!("-max_len={longest}"), "-timeout=10", "-verbosity=0", "-print_final_stats=1"]);
         run(&mut command)?;
     }
     Ok(())

@@ -57,7 +57,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Demo => demo::run(),
         Command::Test { tier, filter } => tiers::run(tier, &filter),
-        Command::Fuzz { seconds } => fuzz::fuzz(seconds),
+        Command::Fuzz { seconds } => fuzz::fuzz(fuzz::Length::Seconds(seconds)),
         Command::Lab { command } => lab::run(command),
         Command::Vm(args) => vm::run(&args),
         Command::Bench(args) => bench::run(&args),
