@@ -9,41 +9,42 @@ mod flows;
 mod ingress;
 mod mirror;
 mod node;
+mod status;
 mod table;
 mod task;
 mod uninstall;
+mod watch;
 
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
-    net::{IpAddr, Ipv4Addr},
-    os::fd::{AsFd, BorrowedFd},
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use nix::sys::{
-    epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
-    inotify::{AddWatchFlags, InitFlags, Inotify},
+    epoll::{Epoll, EpollCreateFlags},
+    inotify::Inotify,
 };
-use serde::Serialize;
-use swarmesh_kernel::{Kernel, NftMonitor};
+use swarmesh_kernel::Kernel;
 use swarmesh_model::{Problem, Protocol, ServiceId, TaskId};
-use swarmesh_plan::{NodePlan, PlanDelta, Policy, PortKey, PublishedPort, SandboxPlan, Scheduler};
+use swarmesh_plan::{NodePlan, PlanDelta, PortKey, PublishedPort, SandboxPlan};
 
 use self::{
     direct::{Door, Doors, near_ports},
     flows::{Cut, Flows},
     ingress::IngressTable,
     node::NodeTable,
-    table::{Debts, Harm, release},
+    table::{Debts, release},
     task::TaskTable,
 };
 use crate::PlaneError;
 
 pub use direct::goes_direct;
+pub use status::{HostFacts, PlaceState, PlaceStatus, PlaneStatus};
 pub use uninstall::uninstall;
 
 /// Docker's name for the namespace that published ports go through.
@@ -56,8 +57,6 @@ const SLOW_RETRY: Duration = Duration::from_millis(320);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 /// More flows than this are not remembered for a place that cannot cut them yet.
 const MOST_CUTS: usize = 1024;
-/// The number by which the watch knows the directory of namespaces; places count from 0.
-const DIRECTORY: u64 = u64::MAX;
 
 type PortChanges = BTreeMap<PortKey, Option<Arc<PublishedPort>>>;
 
@@ -70,61 +69,12 @@ pub struct PlaneConfig {
     pub node_address: Option<IpAddr>,
 }
 
-/// What was found of Docker's arrangement on the node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct HostFacts {
-    /// The bridge between the node and the ingress sandbox.
-    pub bridge: String,
-    /// Docker up to 29.7, with its `DOCKER-INGRESS` chains.
-    pub old_layout: bool,
-    /// Published ports answer over IPv6.
-    pub ipv6: bool,
-}
-
 /// A namespace that the plane programs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Place {
     Ingress,
     Node,
     Task(TaskId),
-}
-
-/// One place, for `status`.
-#[derive(Clone, Debug, Serialize)]
-pub struct PlaceStatus {
-    /// `node`, `ingress`, `task web.1.x2m…`.
-    pub place: String,
-    pub path: PathBuf,
-    pub state: PlaceState,
-    /// Why it is pending; empty when it is not.
-    pub error: String,
-    pub since_seconds: u64,
-    /// VIPs or published ports that it holds.
-    pub fronts: usize,
-    /// How often somebody else's change was undone here.
-    pub healed: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PlaceState {
-    Applied,
-    Pending,
-}
-
-/// The plane as a whole, for `status` and `/metrics`.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct PlaneStatus {
-    pub places: Vec<PlaceStatus>,
-    pub problems: Vec<Problem>,
-    pub host: Option<HostFacts>,
-    /// Tasks of this node that published ports reach directly, and their addresses on the node's bridge.
-    pub near: BTreeMap<TaskId, Ipv4Addr>,
-    /// Transactions and the operations in them. Neither grows while nothing changes.
-    pub commits: u64,
-    pub operations: u64,
-    pub errors: u64,
-    pub healed: u64,
 }
 
 #[derive(Debug)]
@@ -183,7 +133,7 @@ impl NftPlane {
             .inspect_err(|error| tracing::warn!(%error, "foreign changes are noticed by the audit only"))
             .ok();
         let directory = watch.as_ref().and_then(|watch| {
-            watch_directory(watch, &config.netns_dir)
+            watch::directory(watch, &config.netns_dir)
                 .inspect_err(|error| tracing::info!(directory = %config.netns_dir.display(), %error, "new namespaces are found by trying"))
                 .ok()
         });
@@ -546,94 +496,6 @@ impl NftPlane {
         }
     }
 
-    fn watch(&mut self, place: &Place) {
-        if self.watched.values().any(|p| p == place) {
-            return;
-        }
-        let number = self.next_watch;
-        let (Some(watch), Some(monitor)) = (&self.watch, monitor_of(&self.node, &self.ingress, &self.tasks, place)) else { return };
-        match watch.add(monitor.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, number)) {
-            Ok(()) => {
-                self.watched.insert(number, place.clone());
-                self.next_watch += 1;
-            }
-            Err(error) => tracing::warn!(place = %self.name(place), %error, "foreign changes are noticed by the audit only"),
-        }
-    }
-
-    /// Readable when somebody changed nftables in one of the places.
-    pub fn events(&self) -> Option<BorrowedFd<'_>> {
-        self.watch.as_ref().map(|w| w.0.as_fd())
-    }
-
-    /// Looks at what changed and undoes what others did to our tables.
-    pub fn check_events(&mut self, now: Instant) {
-        let Some(watch) = &self.watch else { return };
-        let mut ready = [EpollEvent::empty(); 64];
-        let Ok(count) = watch.wait(&mut ready, 0u8) else { return };
-        let ready = &ready[..count];
-        let places: Vec<Place> = ready.iter().filter_map(|e| self.watched.get(&e.data()).cloned()).collect();
-        if ready.iter().any(|e| e.data() == DIRECTORY) {
-            self.hurry(now);
-        }
-        for place in places {
-            let harm = self.harm(&place);
-            if harm == Harm::None {
-                continue;
-            }
-            let mended = self.work();
-            self.attempt(&place, now, |plane, place| match (place, harm) {
-                (Place::Node, Harm::Docker) => {
-                    let facts = plane.ingress.as_ref().map(|i| i.facts().clone()).unwrap_or_default();
-                    plane.node.as_mut().map_or(Ok(()), |node| node.ensure_forwarding(&facts))
-                }
-                _ => plane.sync(place),
-            });
-            if self.work() != mended {
-                self.healed += 1;
-                if let Some(record) = self.records.get_mut(&place) {
-                    record.healed += 1;
-                }
-                tracing::warn!(place = %self.name(&place), "another program changed our rules; they are back");
-            }
-        }
-        self.tell(now);
-    }
-
-    /// Something appeared in the directory of namespaces: whoever waits for one tries again soon, and often at first. Docker
-    /// makes the file before it mounts the namespace on it, and of the mount nobody tells.
-    fn hurry(&mut self, now: Instant) {
-        if let Some(directory) = &self.directory {
-            // What is in the events does not matter, only that they are read.
-            while directory.read_events().is_ok() {}
-        }
-        self.leave_replaced(now);
-        for pending in self.records.values_mut().filter_map(|r| r.pending.as_mut()) {
-            pending.retry = now;
-            pending.pause = FIRST_RETRY;
-        }
-    }
-
-    /// Lets go of namespaces that are no longer behind their paths, and takes those that are.
-    fn leave_replaced(&mut self, now: Instant) {
-        let tasks = self.tasks.iter().filter(|(_, t)| !t.table.is_current(&*self.kernel)).map(|(id, _)| Place::Task(id.clone()));
-        let ingress = self.ingress.iter().filter(|t| !t.table.is_current(&*self.kernel)).map(|_| Place::Ingress);
-        let replaced: Vec<Place> = ingress.chain(tasks).collect();
-        for place in replaced {
-            self.drop_table(&place);
-            self.attempt(&place, now, Self::sync);
-            if place == Place::Ingress {
-                // The new one may have other addresses.
-                self.drop_table(&Place::Node);
-                self.attempt(&Place::Node, now, Self::sync);
-            }
-        }
-    }
-
-    fn harm(&mut self, place: &Place) -> Harm {
-        self.table(place).map_or(Harm::None, table::Table::harm)
-    }
-
     fn table(&mut self, place: &Place) -> Option<&mut table::Table> {
         match place {
             Place::Ingress => self.ingress.as_mut().map(|t| &mut t.table),
@@ -696,97 +558,12 @@ impl NftPlane {
         self.records.values().all(|r| r.pending.is_none())
     }
 
-    pub fn status(&self, now: Instant) -> PlaneStatus {
-        PlaneStatus {
-            places: self.records.iter().map(|(place, record)| self.place_status(place, record, now)).collect(),
-            problems: self.problems.values().cloned().collect(),
-            host: self.node.as_ref().map(|n| n.facts().clone()),
-            near: self.ingress.as_ref().map(|i| self.doors.addresses(i.facts().gateway)).unwrap_or_default(),
-            commits: self.work(),
-            operations: self.tables().map(|t| t.counts.operations).sum::<u64>() + self.closed.operations,
-            errors: self.errors,
-            healed: self.healed,
-        }
-    }
-
-    fn place_status(&self, place: &Place, record: &Record, now: Instant) -> PlaceStatus {
-        let path = match place {
-            Place::Ingress => self.config.netns_dir.join(INGRESS_SANDBOX),
-            Place::Node => PathBuf::from("/proc/self/ns/net"),
-            Place::Task(id) => self.plan.sandboxes.get(id).map(|s| self.config.netns_dir.join(&s.sandbox)).unwrap_or_default(),
-        };
-        PlaceStatus {
-            place: self.name(place),
-            path,
-            state: if record.pending.is_some() { PlaceState::Pending } else { PlaceState::Applied },
-            error: record.pending.as_ref().map(|p| p.error.to_string()).unwrap_or_default(),
-            since_seconds: now.saturating_duration_since(record.since).as_secs(),
-            fronts: match place {
-                Place::Ingress => self.ingress.as_ref().map_or(0, IngressTable::fronts),
-                Place::Node => self.plan.published.len(),
-                Place::Task(id) => self.tasks.get(id).map_or(0, TaskTable::fronts),
-            },
-            healed: record.healed,
-        }
-    }
-
     fn name(&self, place: &Place) -> String {
         match place {
             Place::Ingress => "ingress".to_owned(),
             Place::Node => "node".to_owned(),
             Place::Task(id) => format!("task {}", self.plan.sandboxes.get(id).map_or(id.as_str(), |s| &s.name)),
         }
-    }
-
-    /// What this plane cannot do for a service, it says.
-    fn note_problems(&mut self, delta: &PlanDelta) {
-        let vips = delta.vips.values().flat_map(|v| v.values().flatten()).map(|s| (&s.service, &s.name, &s.policy));
-        let ports = delta.published.values().flatten().map(|p| (&p.service, &p.name, &p.policy));
-        for (service, name, policy) in vips.chain(ports) {
-            match unsupported(policy) {
-                Some(message) => {
-                    self.problems.insert(service.clone(), Problem::new(format!("service {name}"), "swarmesh.scheduler", message));
-                }
-                None => {
-                    self.problems.remove(service);
-                }
-            }
-        }
-        let gone = delta.vips.values().any(|v| v.values().any(Option::is_none)) || delta.published.values().any(Option::is_none);
-        if gone && !self.problems.is_empty() {
-            let vips = self.plan.networks.values().flat_map(|v| v.values().map(|s| s.service.clone()));
-            let served: BTreeSet<ServiceId> = vips.chain(self.plan.published.values().map(|p| p.service.clone())).collect();
-            self.problems.retain(|service, _| served.contains(service));
-        }
-    }
-}
-
-fn watch_directory(watch: &Epoll, directory: &std::path::Path) -> nix::Result<Inotify> {
-    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-    inotify.add_watch(directory, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_ATTRIB)?;
-    watch.add(&inotify, EpollEvent::new(EpollFlags::EPOLLIN, DIRECTORY))?;
-    Ok(inotify)
-}
-
-fn unsupported(policy: &Policy) -> Option<String> {
-    let what = match policy.scheduler {
-        Scheduler::LeastConnections => "lc (least connections)",
-        Scheduler::Maglev => "maglev",
-        Scheduler::RoundRobin | Scheduler::Random | Scheduler::SourceHash => return None,
-    };
-    Some(format!("the nft plane cannot do {what}; rr is used. It can do rr, random and sh"))
-}
-
-fn monitor_of<'a>(
-    node: &'a Option<NodeTable>,
-    ingress: &'a Option<IngressTable>,
-    tasks: &'a BTreeMap<TaskId, TaskTable>,
-    place: &Place,
-) -> Option<&'a NftMonitor> {
-    match place {
-        Place::Ingress => Some(&ingress.as_ref()?.table.monitor),
-        Place::Node => Some(&node.as_ref()?.table.monitor),
-        Place::Task(id) => Some(&tasks.get(id)?.table.monitor),
     }
 }
 
