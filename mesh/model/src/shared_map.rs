@@ -1,7 +1,7 @@
 //! A sorted map whose copies share what they have in common.
 //!
-//! A swarm's objects are held by the source that read them, by the planner and by whoever looks at the agent, and these
-//! hold nearly the same all the time. A copy costs a reference, a change of a copy the few nodes on its way.
+//! A swarm's objects are held by the planner, by the names and by whoever looks at the agent, and these hold nearly the same
+//! all the time. A copy costs a reference, a change of a copy the few nodes on its way.
 
 use std::{borrow::Borrow, collections::BTreeMap, fmt, ops::Index};
 

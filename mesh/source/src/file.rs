@@ -187,9 +187,16 @@ const GIVEN_BACK: usize = 33 << 20;
 /// Files that are not worth that.
 const SMALL: u64 = 1 << 20;
 
+/// Some forty times what ten thousand services of ten tasks come to. A file of another kind, or with a hole, must not take the
+/// node's memory.
+const LARGEST: u64 = 1 << 30;
+
 fn contents(path: &Path, size: u64) -> io::Result<Vec<u8>> {
     let mut bytes = if size < SMALL { Vec::new() } else { Vec::with_capacity(GIVEN_BACK) };
-    std::fs::File::open(path)?.read_to_end(&mut bytes)?;
+    // It may grow while it is read.
+    if size > LARGEST || std::fs::File::open(path)?.take(LARGEST + 1).read_to_end(&mut bytes)? as u64 > LARGEST {
+        return Err(io::Error::other(format!("larger than {LARGEST} bytes, which no swarm comes to")));
+    }
     Ok(bytes)
 }
 

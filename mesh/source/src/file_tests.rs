@@ -173,6 +173,24 @@ async fn follows_a_link_that_is_turned() {
 }
 
 #[tokio::test]
+async fn a_file_that_no_swarm_comes_to_is_not_read_and_the_next_one_is() {
+    let mut lab = Lab::start(|path| fs::write(path, one(1, "x")).unwrap());
+    lab.full().await;
+    lab.state().await;
+    // With a hole: on disk it has nothing.
+    fs::File::create(lab.path()).unwrap().set_len(40 << 30).unwrap();
+    let mut state = lab.state().await;
+    if state.detail.contains("line 1") {
+        // Seen between the two calls, while it was empty.
+        state = lab.state().await;
+    }
+    assert!(state.detail.contains("larger than 1073741824 bytes"), "{}", state.detail);
+    assert!(state.detail.contains("stays in force"), "{}", state.detail);
+    fs::write(lab.path(), one(2, "y")).unwrap();
+    assert_eq!(lab.nodes().await, ["a=y"]);
+}
+
+#[tokio::test]
 async fn ends_when_nobody_listens() {
     let directory = tempfile::tempdir().unwrap();
     let (sender, updates) = channel(1);
