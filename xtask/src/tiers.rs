@@ -14,6 +14,21 @@ const UNIT: &str = "not (binary(~real) or binary(runtime) or package(swarmesh-te
 const NETNS: &str = "binary(~real) or binary(runtime) or (package(swarmesh-tests) and binary(~netns))";
 const SWARM: &str = "package(swarmesh-tests) and (binary(~swarm) or binary(~dockerlab))";
 
+const NETNS_PACKAGES: [&str; 12] = [
+    "nftables",
+    "iptables",
+    "iproute2",
+    "conntrack",
+    "curl",
+    "procps",
+    "iputils-ping",
+    "bind9-dnsutils",
+    "python3-minimal",
+    "busybox-static",
+    "musl-tools",
+    "gcc",
+];
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Tier {
     /// Formatting, lints, and every test that needs no privilege
@@ -40,37 +55,11 @@ pub(crate) fn run(tier: Option<Tier>, filter: &[String]) -> Result<()> {
                 fuzz::fuzz(fuzz::SHORT)?;
             }
             Tier::Netns => {
-                packages::ensure(&[
-                    "nftables",
-                    "iptables",
-                    "iproute2",
-                    "conntrack",
-                    "curl",
-                    "procps",
-                    "iputils-ping",
-                    "bind9-dnsutils",
-                    "python3-minimal",
-                    "busybox-static",
-                    "musl-tools",
-                    "gcc",
-                ])?;
+                packages::ensure(&NETNS_PACKAGES)?;
                 nextest("netns", NETNS, filter)?;
             }
             Tier::Swarm => {
-                packages::ensure(&[
-                    "docker.io",
-                    "nftables",
-                    "iptables",
-                    "iproute2",
-                    "conntrack",
-                    "curl",
-                    "procps",
-                    "bind9-dnsutils",
-                    "python3-minimal",
-                    "busybox-static",
-                    "musl-tools",
-                    "gcc",
-                ])?;
+                packages::ensure(&[&NETNS_PACKAGES[..], &["docker.io"]].concat())?;
                 nextest("swarm", SWARM, filter)?;
             }
             Tier::Vm => vm::run(&vm::VmArgs::tier(filter))?,
