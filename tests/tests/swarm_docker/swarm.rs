@@ -21,7 +21,7 @@ use serde_json::Value;
 use swarmesh_tests::{
     agents::{self, Agents},
     dockerlab::DockerLab,
-    lab::program,
+    lab::{program, spread_in},
     load::{Load, Outcome, field},
     netns::{lasting_rules, within},
 };
@@ -230,6 +230,17 @@ impl Swarm {
                 let tasks: Vec<_> = array(&snapshot["tasks"]).into_iter().filter(|t| t["service"] == id).collect();
                 let usable = |t: &&Value| t["state"] == "running" && t["desired_state"] == "running" && t["healthy"] != false;
                 Ok(tasks.len() == count && tasks.iter().filter(usable).count() == count && self.admin(node, "/readyz")?.0 == 200)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Waits until Docker's overlays lead from every node to every task again: an engine that was silent is taken off them by the
+    /// others' gossip, and comes back to them some seconds after its tasks are running in everybody's view.
+    pub(crate) fn overlays_converged(&self, port: u16, tasks: usize) -> Result<()> {
+        for node in 0..NODES {
+            self.wait(&format!("{tasks} tasks answer by n{}:{port}", node + 1), 60, || {
+                evenly(&spread_in(&self.client(1), at(node_address(node), port), 3 * tasks)?, tasks, 3).map(|()| true)
             })?;
         }
         Ok(())
