@@ -2,7 +2,7 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use swarmesh_dataplane::{NftPlane, PlaneConfig};
+use swarmesh_dataplane::{NetfilterPlane, PlaneConfig};
 use swarmesh_source::{SourceError, SourceSpec};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -110,7 +110,7 @@ fn start_engine(config: &Config, updates: mpsc::Receiver<swarmesh_source::Update
     };
     let plane = PlaneConfig { netns_dir: config.netns_dir.clone(), node_address: None };
     let resolver = config.dns.is_on.then(|| start_names(config)).transpose()?;
-    Ok(Engine::start(settings, updates, move || NftPlane::new(Arc::new(swarmesh_kernel::LinuxKernel), plane), resolver)?)
+    Ok(Engine::start(settings, updates, move || NetfilterPlane::new(Arc::new(swarmesh_kernel::LinuxKernel), plane), resolver)?)
 }
 
 fn start_names(config: &Config) -> Result<Resolver, AgentError> {

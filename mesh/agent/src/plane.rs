@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, os::fd::BorrowedFd, time::Instant};
 
-use swarmesh_dataplane::{NftPlane, PlaneStatus};
+use swarmesh_dataplane::{NetfilterPlane, PlaneStatus};
 use swarmesh_plan::PlanDelta;
 
 /// One way of bringing plans into the kernel. Nothing here fails: what could not be done yet is in the status as pending,
@@ -21,7 +21,7 @@ pub trait Plane {
     fn status(&self, now: Instant) -> PlaneStatus;
 }
 
-impl Plane for NftPlane {
+impl Plane for NetfilterPlane {
     fn set_node_address(&mut self, address: Option<IpAddr>, now: Instant) {
         Self::set_node_address(self, address, now);
     }

@@ -10,7 +10,7 @@ use swarmesh_agent::{
     config::AdminAddress,
     engine::{Engine, Settings},
 };
-use swarmesh_dataplane::{NftPlane, PlaneConfig};
+use swarmesh_dataplane::{NetfilterPlane, PlaneConfig};
 use swarmesh_kernel::fake::FakeKernel;
 use swarmesh_model::{Delta, Snapshot};
 use swarmesh_source::{SourceState, Update};
@@ -52,7 +52,7 @@ impl Agent {
         };
         let config = PlaneConfig { netns_dir: directory.path().join("netns"), node_address: None };
         let shared = kernel.clone();
-        let engine = Engine::start(settings, received, move || NftPlane::new(Arc::new(shared), config), None).unwrap();
+        let engine = Engine::start(settings, received, move || NetfilterPlane::new(Arc::new(shared), config), None).unwrap();
         let socket = directory.path().join("admin.sock");
         let listener = Listener::bind(&AdminAddress::Unix(socket.clone())).await.unwrap();
         let admin = tokio::spawn(admin::serve(listener, engine.handle().clone()));

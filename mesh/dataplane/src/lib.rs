@@ -8,11 +8,11 @@ mod balancer;
 mod error;
 mod layout;
 mod names;
-mod nft;
+mod netfilter;
 mod slots;
 
 pub use balancer::{Balancer, Front, FrontState};
 pub use error::PlaneError;
 pub use layout::{MARK, MARK_MASK, NEAR_TABLE, RETURN_PRIORITY, RETURN_TABLE, TABLE};
 pub use names::{RESOLVER, Redirect, ResolverSockets, TO_ENGINE};
-pub use nft::{HostFacts, NftPlane, Place, PlaceState, PlaceStatus, PlaneConfig, PlaneStatus, goes_direct, uninstall};
+pub use netfilter::{HostFacts, NetfilterPlane, Place, PlaceState, PlaceStatus, PlaneConfig, PlaneStatus, goes_direct, uninstall};

@@ -14,7 +14,7 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, setns, unshare};
-use swarmesh_dataplane::{NftPlane, PlaceState, PlaneConfig, uninstall};
+use swarmesh_dataplane::{NetfilterPlane, PlaceState, PlaneConfig, uninstall};
 use swarmesh_kernel::LinuxKernel;
 use swarmesh_model::{Delta, Network, Service, Snapshot, Subnet, Task, TaskAddress, TaskState, VirtualIp};
 use swarmesh_plan::{NodeContext, Planner};
@@ -158,14 +158,14 @@ fn task(id: &str, service: &str, host: u8, sandbox: Option<&str>) -> Task {
 
 struct Node {
     planner: Planner,
-    plane: NftPlane,
+    plane: NetfilterPlane,
 }
 
 impl Node {
     fn new(dir: &Path) -> Self {
         let context = NodeContext { node: Some("here".into()), ..NodeContext::default() };
         let config = PlaneConfig { netns_dir: dir.to_owned(), node_address: None };
-        Self { planner: Planner::new(context), plane: NftPlane::new(Arc::new(LinuxKernel), config) }
+        Self { planner: Planner::new(context), plane: NetfilterPlane::new(Arc::new(LinuxKernel), config) }
     }
 
     fn apply(&mut self, snapshot: &Snapshot) {

@@ -18,7 +18,7 @@ use swarmesh_agent::{
     NameSettings, Names, Store,
     engine::{Engine, EngineHandle, Resolver, Settings},
 };
-use swarmesh_dataplane::{NftPlane, PlaneConfig};
+use swarmesh_dataplane::{NetfilterPlane, PlaneConfig};
 use swarmesh_kernel::LinuxKernel;
 use swarmesh_model::{
     Delta, EndpointMode, Network, Node, Service, ServiceNetwork, Snapshot, Subnet, Task, TaskAddress, TaskState, VirtualIp,
@@ -95,7 +95,7 @@ impl World {
         };
         let plane = PlaneConfig { netns_dir, node_address: None };
         let resolver = Resolver { names, host_servers: received };
-        let engine = Engine::start(settings, taken, move || NftPlane::new(Arc::new(LinuxKernel), plane), Some(resolver))?;
+        let engine = Engine::start(settings, taken, move || NetfilterPlane::new(Arc::new(LinuxKernel), plane), Some(resolver))?;
         let handle = engine.handle().clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let state =

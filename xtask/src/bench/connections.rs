@@ -18,7 +18,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use swarmesh_dataplane::{NftPlane, PlaneConfig};
+use swarmesh_dataplane::{NetfilterPlane, PlaneConfig};
 use swarmesh_kernel::LinuxKernel;
 use swarmesh_model::{Delta, Network, Node, Port, Service, Snapshot, Subnet, TaskAddress};
 use swarmesh_plan::{NodeContext, Planner};
@@ -105,7 +105,7 @@ struct Subject {
     way: Way,
     haproxy: Option<Child>,
     /// Keeps the agent's sockets open.
-    _plane: Option<NftPlane>,
+    _plane: Option<NetfilterPlane>,
     _directory: tempfile::TempDir,
 }
 
@@ -317,7 +317,7 @@ fn haproxy(way: Way, directory: &std::path::Path) -> Result<Child> {
 }
 
 /// The real plane, on the node's, the sandbox's and the task's namespaces.
-fn ours(way: Way, directory: &std::path::Path) -> Result<NftPlane> {
+fn ours(way: Way, directory: &std::path::Path) -> Result<NetfilterPlane> {
     std::os::unix::fs::symlink(path(way, "sandbox"), directory.join("ingress_sbox"))?;
     std::os::unix::fs::symlink(path(way, "task"), directory.join("box"))?;
     let mut snapshot = Snapshot { version: 1, ..Snapshot::default() };
@@ -372,7 +372,7 @@ fn ours(way: Way, directory: &std::path::Path) -> Result<NftPlane> {
     // The plane programs the namespace that it runs in as the node's.
     within(&path(way, "node"), move || {
         let mut planner = Planner::new(NodeContext { node: Some("here".into()), ..NodeContext::default() });
-        let mut plane = NftPlane::new(Arc::new(LinuxKernel), config);
+        let mut plane = NetfilterPlane::new(Arc::new(LinuxKernel), config);
         plane.apply(&planner.update(&Delta::between(&Snapshot::default(), &snapshot)), Instant::now());
         ensure!(plane.is_settled(), "{:?}", plane.status(Instant::now()).places);
         Ok(plane)

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use swarmesh_dataplane::{NftPlane, PlaneConfig};
+use swarmesh_dataplane::{NetfilterPlane, PlaneConfig};
 use swarmesh_kernel::LinuxKernel;
 use swarmesh_model::{Delta, Network, Node, Service, Snapshot, Subnet, Task, TaskAddress, TaskState, VirtualIp};
 use swarmesh_plan::{NodeContext, Planner};
@@ -177,14 +177,14 @@ pub(crate) fn ask(target: SocketAddr) -> std::io::Result<IpAddr> {
 /// Ours, as the agent runs it, without its wires.
 pub(crate) struct Ours {
     pub(crate) planner: Planner,
-    pub(crate) plane: NftPlane,
+    pub(crate) plane: NetfilterPlane,
 }
 
 impl Ours {
     pub(crate) fn new(sandbox: &Sandbox) -> Self {
         let context = NodeContext { node: Some("here".into()), ..NodeContext::default() };
         let config = PlaneConfig { netns_dir: sandbox.netns_dir(), node_address: None };
-        Self { planner: Planner::new(context), plane: NftPlane::new(Arc::new(LinuxKernel), config) }
+        Self { planner: Planner::new(context), plane: NetfilterPlane::new(Arc::new(LinuxKernel), config) }
     }
 
     pub(crate) fn apply(&mut self, delta: &Delta) -> Result<Duration> {

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use swarmesh_dataplane::{NftPlane, PlaceState, PlaneConfig};
+use swarmesh_dataplane::{NetfilterPlane, PlaceState, PlaneConfig};
 use swarmesh_kernel::{
     DefaultRoute, ElementData, Family, Interface, SetName,
     fake::{FakeKernel, FakeRule, FakeView},
@@ -185,7 +185,7 @@ pub fn rich() -> Plan {
 
 pub struct World {
     pub kernel: FakeKernel,
-    pub plane: NftPlane,
+    pub plane: NetfilterPlane,
     pub plan: Plan,
     pub now: Instant,
 }
@@ -410,8 +410,8 @@ pub fn path(name: &str) -> PathBuf {
     PathBuf::from(NETNS).join(name)
 }
 
-pub fn plane(kernel: &FakeKernel) -> NftPlane {
-    NftPlane::new(Arc::new(kernel.clone()), PlaneConfig { netns_dir: NETNS.into(), node_address: Some(ip("192.0.2.1")) })
+pub fn plane(kernel: &FakeKernel) -> NetfilterPlane {
+    NetfilterPlane::new(Arc::new(kernel.clone()), PlaneConfig { netns_dir: NETNS.into(), node_address: Some(ip("192.0.2.1")) })
 }
 
 pub fn sandbox_interfaces() -> Vec<Interface> {

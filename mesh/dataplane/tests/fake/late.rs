@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use swarmesh_dataplane::NftPlane;
+use swarmesh_dataplane::NetfilterPlane;
 use swarmesh_dataplane::PlaneConfig;
 use swarmesh_kernel::DefaultRoute;
 use swarmesh_plan::Ingress;
@@ -113,7 +113,7 @@ fn a_new_namespace_ends_the_wait_for_it() {
     let dir = tempfile::tempdir().unwrap();
     let world = World::new();
     let config = PlaneConfig { netns_dir: dir.path().to_owned(), node_address: None };
-    let mut plane = NftPlane::new(Arc::new(world.kernel.clone()), config);
+    let mut plane = NetfilterPlane::new(Arc::new(world.kernel.clone()), config);
     let mut now = world.now;
     let plan = rich().without_ingress().without_task(1);
     plane.apply(&PlanDelta::between(&Plan::default().0, &plan.0), now);

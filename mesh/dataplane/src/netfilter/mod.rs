@@ -1,4 +1,4 @@
-//! The nftables plane: every namespace's table, brought about and kept.
+//! The planes that live in netfilter: every namespace's table, brought about and kept.
 //!
 //! East–west is translated in the client task's own namespace, north–south at the entry node (for the node's own tasks
 //! directly, see `direct.rs`), and answers find the entry node by a mark; see ARCHITECTURE.md for a packet's way. Each
@@ -94,7 +94,7 @@ struct Pending {
 }
 
 /// See the module's own words.
-pub struct NftPlane {
+pub struct NetfilterPlane {
     kernel: Arc<dyn Kernel>,
     config: PlaneConfig,
     plan: NodePlan,
@@ -121,13 +121,13 @@ pub struct NftPlane {
     closed: table::Counts,
 }
 
-impl fmt::Debug for NftPlane {
+impl fmt::Debug for NetfilterPlane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NftPlane").field("config", &self.config).field("records", &self.records).finish_non_exhaustive()
+        f.debug_struct("NetfilterPlane").field("config", &self.config).field("records", &self.records).finish_non_exhaustive()
     }
 }
 
-impl NftPlane {
+impl NetfilterPlane {
     pub fn new(kernel: Arc<dyn Kernel>, config: PlaneConfig) -> Self {
         let watch = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .inspect_err(|error| tracing::warn!(%error, "foreign changes are noticed by the audit only"))

@@ -15,7 +15,7 @@ use swarmesh_kernel::NftMonitor;
 use swarmesh_model::TaskId;
 
 use super::{
-    FIRST_RETRY, NftPlane, Place,
+    FIRST_RETRY, NetfilterPlane, Place,
     ingress::IngressTable,
     node::NodeTable,
     table::{Harm, Table},
@@ -25,7 +25,7 @@ use super::{
 /// The number by which the watch knows the directory of namespaces; places count from 0.
 const DIRECTORY: u64 = u64::MAX;
 
-impl NftPlane {
+impl NetfilterPlane {
     pub(super) fn watch(&mut self, place: &Place) {
         if self.watched.values().any(|p| p == place) {
             return;

@@ -11,7 +11,7 @@ use serde::Serialize;
 use swarmesh_model::{Problem, ServiceId, TaskId};
 use swarmesh_plan::{PlanDelta, Policy, Scheduler};
 
-use super::{INGRESS_SANDBOX, NftPlane, Place, Record, ingress::IngressTable, task::TaskTable};
+use super::{INGRESS_SANDBOX, NetfilterPlane, Place, Record, ingress::IngressTable, task::TaskTable};
 
 /// What was found of Docker's arrangement on the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -62,7 +62,7 @@ pub struct PlaneStatus {
     pub healed: u64,
 }
 
-impl NftPlane {
+impl NetfilterPlane {
     pub fn status(&self, now: Instant) -> PlaneStatus {
         PlaneStatus {
             places: self.records.iter().map(|(place, record)| self.place_status(place, record, now)).collect(),
