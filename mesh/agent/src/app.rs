@@ -12,6 +12,7 @@ use tokio::{
 use crate::{
     NameSettings, Names, NamesError, Store,
     admin::{self, BindError, Listener},
+    choice::{self, ChoiceError},
     config::{Config, PlaneChoice},
     engine::{Engine, EngineError, Resolver, Settings},
     notify::notify,
@@ -26,8 +27,8 @@ const QUEUE: usize = 256;
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    #[error("plane {0} is not in this version; use --plane nft, or auto")]
-    Plane(PlaneChoice),
+    #[error(transparent)]
+    Plane(#[from] ChoiceError),
     #[error(transparent)]
     Source(#[from] SourceError),
     #[error("the source has ended, so the agent would see no change any more")]
@@ -53,9 +54,8 @@ pub fn run(config: &Config) -> Result<(), AgentError> {
 
 /// What is wrong from the start, before anything is touched.
 fn check(config: &Config) -> Result<(), AgentError> {
-    match config.plane {
-        PlaneChoice::Auto | PlaneChoice::Nft => {}
-        other => return Err(AgentError::Plane(other)),
+    if config.plane == PlaneChoice::Ebpf {
+        return Err(ChoiceError::Absent(config.plane).into());
     }
     if let SourceSpec::Upstream | SourceSpec::Auto { .. } = config.source {
         return Err(SourceError::NotAvailable { source_spec: config.source.to_string() }.into());
@@ -99,6 +99,8 @@ async fn serve(config: &Config) -> Result<(), AgentError> {
 }
 
 fn start_engine(config: &Config, updates: mpsc::Receiver<swarmesh_source::Update>) -> Result<Engine, AgentError> {
+    let chosen = choice::choose(config.plane)?;
+    tracing::info!(plane = chosen.balancing.name(), "this plane balances");
     let settings = Settings {
         source: config.source.to_string(),
         node: config.node.clone(),
@@ -107,8 +109,9 @@ fn start_engine(config: &Config, updates: mpsc::Receiver<swarmesh_source::Update
         store: Store::new(&config.state_dir),
         patience: SOURCE_PATIENCE,
         audit_every: AUDIT_EVERY,
+        other_planes: chosen.others,
     };
-    let plane = PlaneConfig { netns_dir: config.netns_dir.clone(), node_address: None };
+    let plane = PlaneConfig { balancing: chosen.balancing, netns_dir: config.netns_dir.clone(), node_address: None };
     let resolver = config.dns.is_on.then(|| start_names(config)).transpose()?;
     Ok(Engine::start(settings, updates, move || NetfilterPlane::new(Arc::new(swarmesh_kernel::LinuxKernel), plane), resolver)?)
 }

@@ -58,11 +58,6 @@ pub enum PlaneChoice {
     Ebpf,
 }
 
-impl PlaneChoice {
-    /// Planes that this version does not have, in the order in which `auto` would prefer them.
-    pub const ABSENT: [Self; 2] = [Self::Ebpf, Self::Ipvs];
-}
-
 impl fmt::Display for PlaneChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

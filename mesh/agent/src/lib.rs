@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod choice;
 pub mod cli;
 pub mod config;
 mod doctor;

@@ -49,8 +49,10 @@ impl Agent {
             store: Store::new(directory.path().join("state")),
             patience: Duration::from_millis(200),
             audit_every: Duration::from_secs(60),
+            other_planes: vec![(swarmesh_agent::config::PlaneChoice::Ebpf, "not in this version".to_owned())],
         };
-        let config = PlaneConfig { netns_dir: directory.path().join("netns"), node_address: None };
+        let config =
+            PlaneConfig { balancing: swarmesh_dataplane::Balancing::Nft, netns_dir: directory.path().join("netns"), node_address: None };
         let shared = kernel.clone();
         let engine = Engine::start(settings, received, move || NetfilterPlane::new(Arc::new(shared), config), None).unwrap();
         let socket = directory.path().join("admin.sock");

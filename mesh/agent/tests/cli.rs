@@ -45,7 +45,7 @@ fn bad_usage_is_64_and_says_what_to_write() {
         (&["nonsense"][..], "unrecognized subcommand"),
         (&["agent", "--source", "podman:x"], "use docker:URL"),
         (&["agent", "--plane", "xdp"], "use auto, ebpf, ipvs or nft"),
-        (&["agent", "--plane", "ipvs"], "plane ipvs is not in this version"),
+        (&["agent", "--plane", "ebpf"], "plane ebpf is not in this version"),
         (&["agent", "--source", "upstream"], "not available in this version"),
         (&["agent", "--config", "/nonexistent/s.toml"], "cannot read the configuration file /nonexistent/s.toml"),
         (&["status", "--admin", "nowhere"], "neither ADDRESS:PORT nor the path"),

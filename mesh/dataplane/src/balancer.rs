@@ -50,6 +50,21 @@ pub enum Front {
     Port(PortKey),
 }
 
+impl Front {
+    /// As an element's key.
+    pub(crate) fn key(self) -> Vec<u8> {
+        match self {
+            Self::Vip(address) => octets(address),
+            Self::Port(port) => port_key(port).to_vec(),
+        }
+    }
+
+    pub(crate) fn from_key(key: &[u8]) -> Option<Self> {
+        // An address has 4 or 16 bytes, a port 8.
+        if key.len() == 8 { port_of(key).map(Self::Port) } else { address_of(key).map(Self::Vip) }
+    }
+}
+
 /// What a frontend should do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrontState {
@@ -151,6 +166,11 @@ impl Balancer {
         Self { passes: true, ..Self::new(false, true) }
     }
 
+    /// As [`Self::vips`], for a share of the backends.
+    pub(crate) fn some_of_vips(v6: bool) -> Self {
+        Self { passes: true, ..Self::new(v6, false) }
+    }
+
     fn new(v6: bool, ports: bool) -> Self {
         let sets = if v6 { SETS6 } else { SETS4 };
         Self {
@@ -223,7 +243,7 @@ impl Balancer {
         self.write_live(front, if old.sticky { &old.slots } else { &[] }, if sticky { &slots } else { &[] }, ops);
         let class = self.class_for(wanted, slots.len(), (!is_new).then_some(old.class), ops);
         if is_new || class != old.class {
-            let key = self.key(front);
+            let key = front.key();
             if !is_new {
                 ops.push(NftOp::DeleteElement { set: self.sets.front, key: key.clone() });
                 self.release(old.class);
@@ -237,7 +257,7 @@ impl Balancer {
 
     fn remove(&mut self, front: Front, ops: &mut Vec<NftOp>) {
         let Some(old) = self.fronts.remove(&front) else { return };
-        ops.push(NftOp::DeleteElement { set: self.sets.front, key: self.key(front) });
+        ops.push(NftOp::DeleteElement { set: self.sets.front, key: front.key() });
         self.write_slots(front, old.sticky, &old.slots, &[], ops);
         self.write_live(front, if old.sticky { &old.slots } else { &[] }, &[], ops);
         self.release(old.class);
@@ -287,7 +307,11 @@ impl Balancer {
             Scheduler::Random => Pick::Random,
             Scheduler::SourceHash => Pick::SourceHash,
             // What this plane cannot do is said in `status`, and round robin stands in for it.
-            Scheduler::RoundRobin | Scheduler::LeastConnections | Scheduler::Maglev => Pick::Incremental,
+            Scheduler::RoundRobin
+            | Scheduler::WeightedRoundRobin
+            | Scheduler::LeastConnections
+            | Scheduler::WeightedLeastConnections
+            | Scheduler::Maglev => Pick::Incremental,
         };
         let affinity = wanted.affinity.map_or(0, |t| u32::try_from(t.as_secs()).unwrap_or(u32::MAX));
         let first = Class { pick, affinity, slots: u32::try_from(slots).unwrap_or(u32::MAX), lane: 0 };
@@ -442,21 +466,14 @@ impl Balancer {
         if self.ports { 2 } else { self.address_words() }
     }
 
-    fn key(&self, front: Front) -> Vec<u8> {
-        match front {
-            Front::Vip(address) => octets(address),
-            Front::Port(port) => port_key(port).to_vec(),
-        }
-    }
-
     fn slot_key(&self, front: Front, index: usize) -> Vec<u8> {
-        let mut key = self.key(front);
+        let mut key = front.key();
         key.extend(u32::try_from(index).unwrap_or(u32::MAX).to_ne_bytes());
         key
     }
 
     fn live_key(&self, front: Front, backend: IpAddr) -> Vec<u8> {
-        let mut key = self.key(front);
+        let mut key = front.key();
         key.extend(octets(backend));
         key
     }

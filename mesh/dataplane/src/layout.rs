@@ -37,12 +37,18 @@ pub const MARK_MASK: u32 = u32::from_ne_bytes([0xff, 0xf0, 0x00, 0x00]);
 /// Connections that came straight from this node, from a client that the task's own routes would answer by another leg.
 pub(crate) const NEAR_MARK: u32 = u32::from_ne_bytes([0x57, 0xd0, 0x00, 0x00]);
 /// Both of these marks, by what they have in common.
-const ANSWER_MASK: u32 = u32::from_ne_bytes([0xff, 0x70, 0x00, 0x00]);
+pub(crate) const ANSWER_MASK: u32 = u32::from_ne_bytes([0xff, 0x70, 0x00, 0x00]);
 /// Copies the varying bits.
 const ENTRY_BITS: [u8; 4] = [0x00, 0x0f, 0xff, 0xff];
 
 /// In the ingress sandbox: this connection's client is not to be shown to the task (`swarmesh.source=snat`).
 const HIDDEN_MARK: u32 = 0x5751_0001;
+
+/// Packets to a frontend that IPVS balances carry a mark of this range: the upper 8 bits, as the number that IPVS compares.
+pub(crate) const VIRTUAL_MARK: u32 = 0x4d00_0000;
+pub(crate) const VIRTUAL_MASK: u32 = 0xff00_0000;
+/// The one that no virtual server has.
+pub(crate) const REFUSE_MARK: u32 = VIRTUAL_MARK;
 
 /// Routing table and rule priority of the way back in a task's namespace.
 pub const RETURN_TABLE: u32 = 5750;
@@ -96,6 +102,21 @@ pub(crate) const SETS6: BalancerSets = BalancerSets {
     dispatch: "dispatch6",
 };
 
+/// The maps of one address family's virtual servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct VirtualSets {
+    /// Frontend to mark.
+    pub(crate) marks: SetName,
+    /// Frontend that refuses to the mark that it had.
+    pub(crate) parked: SetName,
+}
+
+pub(crate) const VIRTUALS4: VirtualSets = VirtualSets { marks: inet("marks4"), parked: inet("parked4") };
+pub(crate) const VIRTUALS6: VirtualSets = VirtualSets { marks: inet("marks6"), parked: inet("parked6") };
+
+/// The chain that only a table has whose frontends are virtual servers.
+pub(crate) const MARK_CHAIN: &str = "to_virtual";
+
 /// Class 0: no backend, refuse.
 pub(crate) const REFUSE_CLASS: u32 = 0;
 pub(crate) const REFUSE_CHAIN: &str = "refuse";
@@ -104,6 +125,8 @@ pub(crate) const REFUSE_CHAIN: &str = "refuse";
 #[derive(Clone, Debug)]
 pub(crate) struct Skeleton {
     pub(crate) script: String,
+    /// Its sets and maps alone, and chains that nothing leads to yet.
+    pub(crate) declarations: String,
     pub(crate) marker: String,
     /// Chains that must not be empty.
     pub(crate) chains: Vec<&'static str>,
@@ -118,6 +141,7 @@ impl Skeleton {
         let mut hasher = DefaultHasher::new();
         (body, chains, netdev).hash(&mut hasher);
         let marker = format!("{}{:016x}", Self::prefix(), hasher.finish());
+        let declarations = format!("table inet {TABLE} {{\n{body}}}\n");
         let mut script = format!("table inet {TABLE} {{\n{body}\tchain {marker} {{ }}\n");
         for (name, hook, _) in chains {
             let _ = writeln!(script, "\tchain {name} {{ {hook} }}");
@@ -134,7 +158,7 @@ impl Skeleton {
         }
         let names = chains.iter().map(|(name, _, _)| *name).collect();
         let chains = chains.iter().filter(|(_, _, rules)| !rules.is_empty()).map(|(name, _, _)| *name).collect();
-        Self { script, marker, chains, names, netdev: netdev.is_some() }
+        Self { script, declarations, marker, chains, names, netdev: netdev.is_some() }
     }
 
     /// True for a chain that a skeleton with other parameters had and this one has not.
@@ -176,6 +200,14 @@ fn balancer_maps(out: &mut String, families: &[(&str, &str, &str)]) {
         let _ = writeln!(out, "\tmap classes{n} {{ type mark : verdict; elements = {{ 0x{REFUSE_CLASS:08x} : goto {REFUSE_CHAIN} }}; }}");
         let _ = writeln!(out, "\tmap affinity{n} {{ type {key} . {address} : mark . {address}; size 262144; flags dynamic,timeout; }}");
         let _ = writeln!(out, "\tset live{n} {{ type {key} . {address}; }}");
+    }
+}
+
+/// The maps that lead to virtual servers, by family: number, and what a frontend is looked up by.
+fn virtual_maps(out: &mut String, families: &[(&str, &str)]) {
+    for (n, key) in families {
+        let _ = writeln!(out, "\tmap marks{n} {{ type {key} : mark; }}");
+        let _ = writeln!(out, "\tmap parked{n} {{ type {key} : mark; }}");
     }
 }
 
@@ -320,26 +352,33 @@ pub(crate) struct IngressParameters {
     /// The leg in the ingress network.
     pub(crate) ingress_leg: String,
     pub(crate) mtu: u32,
+    /// Ports are virtual servers, or the balancer's.
+    pub(crate) virtuals: bool,
 }
 
 pub(crate) fn ingress_skeleton(p: &IngressParameters) -> Skeleton {
     let (from, to) = (&p.bridge_leg, &p.ingress_leg);
     let mut body = String::new();
-    balancer_maps(&mut body, &[("4", "ipv4_addr", PORT), ("6", "ipv6_addr", PORT)]);
     body.push_str("\tset hidden { type inet_proto . inet_service; }\n");
-    body.push_str("\tchain dispatch4 { }\n\tchain dispatch6 { }\n");
+    if p.virtuals {
+        virtual_maps(&mut body, &[("4", PORT), ("6", PORT)]);
+    } else {
+        balancer_maps(&mut body, &[("4", "ipv4_addr", PORT), ("6", "ipv6_addr", PORT)]);
+        body.push_str("\tchain dispatch4 { }\n\tchain dispatch6 { }\n");
+    }
 
     // Nothing passes through here but connections that a published port translates: neither from the node's side nor from
     // members of the ingress network.
     // After the translation the published port is no longer in the packet, so what it asked for is noted before.
-    let enter = format!(
+    let mut enter = format!(
         "\t\tiifname \"{to}\" fib daddr type != local drop\n\
          \t\tiifname != \"{from}\" return\n\
          \t\tfib daddr type != local drop\n\
-         \t\tmeta l4proto . th dport @hidden ct mark set 0x{HIDDEN_MARK:08x}\n\
-         \t\tmeta nfproto ipv4 goto dispatch4\n\
-         \t\tgoto dispatch6\n"
+         \t\tmeta l4proto . th dport @hidden ct mark set 0x{HIDDEN_MARK:08x}\n"
     );
+    if !p.virtuals {
+        enter.push_str("\t\tmeta nfproto ipv4 goto dispatch4\n\t\tgoto dispatch6\n");
+    }
     // Clamped both ways: the node's leg takes longer packets than VXLAN does. IPv6 and IPv4 headers differ by 20 bytes.
     let (mss4, mss6) = (p.mtu.saturating_sub(40), p.mtu.saturating_sub(60));
     let clamp =
@@ -347,19 +386,38 @@ pub(crate) fn ingress_skeleton(p: &IngressParameters) -> Skeleton {
     // As on the node: what cannot be placed must not be answered.
     let stray = "\t\tct state invalid drop\n".to_owned();
     let forward = "\t\tct state invalid drop\n\t\ttcp flags syn goto clamp\n".to_owned();
-    let source = format!("\t\toifname \"{to}\" ct status dnat ct mark 0x{HIDDEN_MARK:08x} masquerade\n");
-    Skeleton::new(
-        &body,
-        &[
-            ("refuse", "", REFUSE.to_owned()),
-            ("enter", "type nat hook prerouting priority -110; policy accept;", enter),
-            ("clamp", "", clamp),
-            ("forward", "type filter hook forward priority -10; policy accept;", forward),
-            ("stray", "type filter hook input priority -10; policy accept;", stray),
-            ("source", "type nat hook postrouting priority 90; policy accept;", source),
-        ],
-        None,
-    )
+    let mut chains = vec![
+        ("refuse", "", REFUSE.to_owned()),
+        ("enter", "type nat hook prerouting priority -110; policy accept;", enter),
+        ("clamp", "", clamp),
+        ("forward", "type filter hook forward priority -10; policy accept;", forward),
+        ("stray", "type filter hook input priority -10; policy accept;", stray),
+    ];
+    if p.virtuals {
+        // Behind Docker's own marks (-150), which lead to its virtual servers and stay; and behind translations (-100), so
+        // that what another plane of ours translated goes on as it did. IPVS takes packets at input, 98 and 99.
+        let mark = format!(
+            "\t\tiifname != \"{from}\" return\n\
+             \t\tmeta nfproto ipv4 meta mark set meta l4proto . th dport map @marks4\n\
+             \t\tmeta nfproto ipv6 meta mark set meta l4proto . th dport map @marks6\n"
+        );
+        // What IPVS sends on to a task passes output, its answers pass forward.
+        let sent = format!("\t\toifname \"{to}\" meta mark & 0x{VIRTUAL_MASK:08x} == 0x{VIRTUAL_MARK:08x} tcp flags syn goto clamp\n");
+        // Claimed as it is, or Docker's rule for what IPVS sends would hide the client behind the sandbox's address.
+        let ours = format!("oifname \"{to}\" meta mark & 0x{VIRTUAL_MASK:08x} == 0x{VIRTUAL_MARK:08x}");
+        let source = format!(
+            "\t\toifname \"{to}\" ct mark 0x{HIDDEN_MARK:08x} masquerade\n\
+             \t\t{ours} snat ip to ip saddr\n\
+             \t\t{ours} snat ip6 to ip6 saddr\n"
+        );
+        chains.push((MARK_CHAIN, "type filter hook prerouting priority -99; policy accept;", mark));
+        chains.push(("sent", "type filter hook output priority -10; policy accept;", sent));
+        chains.push(("source", "type nat hook postrouting priority 90; policy accept;", source));
+    } else {
+        let source = format!("\t\toifname \"{to}\" ct status dnat ct mark 0x{HIDDEN_MARK:08x} masquerade\n");
+        chains.push(("source", "type nat hook postrouting priority 90; policy accept;", source));
+    }
+    Skeleton::new(&body, &chains, None)
 }
 
 /// A task: its VIPs, and (with an ingress leg) published ports coming in.
@@ -368,6 +426,8 @@ pub(crate) struct TaskParameters {
     pub(crate) ingress_leg: Option<String>,
     /// The leg on the node's bridge, and the task's address there.
     pub(crate) bridge_leg: Option<(String, Ipv4Addr)>,
+    /// VIPs are virtual servers, or the balancer's.
+    pub(crate) virtuals: bool,
 }
 
 pub(crate) fn task_skeleton(p: &TaskParameters) -> Skeleton {
@@ -377,16 +437,36 @@ pub(crate) fn task_skeleton(p: &TaskParameters) -> Skeleton {
     // Nothing goes out by the ingress leg on the task's own account.
     let no_exit =
         p.ingress_leg.as_ref().map_or_else(String::new, |leg| format!("\t\toifname \"{leg}\" meta l4proto {{ tcp, udp, sctp }} reject\n"));
-    let mut chains = vec![
-        ("refuse", "", REFUSE.to_owned()),
-        (
-            "vips",
-            "type nat hook output priority -110; policy accept;",
-            // Only new connections come by here; saying so turns connection tracking on, without which none would (a
-            // table whose VIPs have no backend at all has no other reason to).
-            format!("\t\tct state != new return\n{no_exit}\t\tmeta nfproto ipv4 goto dispatch4\n\t\tmeta nfproto ipv6 goto dispatch6\n"),
-        ),
-    ];
+    // Only new connections come by here; saying so turns connection tracking on, without which none would (a table whose VIPs
+    // have no backend at all has no other reason to).
+    let mut vips = format!("\t\tct state != new return\n{no_exit}");
+    let mut chains = vec![("refuse", "", REFUSE.to_owned())];
+    if p.virtuals {
+        virtual_maps(&mut body, &[("4", "ipv4_addr"), ("6", "ipv6_addr")]);
+        body.push_str("\tmap other4 { type ipv4_addr : ipv4_addr; }\n\tmap other6 { type ipv6_addr : ipv6_addr; }\n");
+        let balanced = "meta l4proto { tcp, udp, sctp }";
+        // IPVS knows three protocols; of the others, ICMP echo is the one that people send.
+        vips.push_str("\t\tmeta l4proto != { tcp, udp, sctp } dnat ip to ip daddr map @other4\n");
+        vips.push_str("\t\tmeta l4proto != { tcp, udp, sctp } dnat ip6 to ip6 daddr map @other6\n");
+        // Behind translations (-100), whose packets are for no VIP any more; before IPVS (-98).
+        let mark = format!(
+            "\t\tmeta nfproto ipv4 {balanced} meta mark set ip daddr map @marks4\n\
+             \t\tmeta nfproto ipv6 {balanced} meta mark set ip6 daddr map @marks6\n"
+        );
+        // What is for a VIP still is what IPVS has no virtual server or no connection for. It must not leave: Docker's own
+        // sandbox may have that address, or nobody, and then its sender would wait.
+        let ours = format!("meta mark & 0x{VIRTUAL_MASK:08x} == 0x{VIRTUAL_MARK:08x}");
+        let unknown = format!(
+            "\t\t{ours} meta nfproto ipv4 meta mark set ip daddr map @marks4 goto refuse\n\
+             \t\t{ours} meta nfproto ipv6 meta mark set ip6 daddr map @marks6 goto refuse\n"
+        );
+        chains.push((MARK_CHAIN, "type filter hook output priority -99; policy accept;", mark));
+        chains.push(("unknown", "type filter hook output priority -90; policy accept;", unknown));
+    }
+    // With virtual servers, this is for the share that the task itself has of its own services: IPVS cannot send a packet of
+    // this namespace back to it.
+    vips.push_str("\t\tmeta nfproto ipv4 goto dispatch4\n\t\tmeta nfproto ipv6 goto dispatch6\n");
+    chains.push(("vips", "type nat hook output priority -110; policy accept;", vips));
     if let Some(leg) = &p.ingress_leg {
         body.push_str("\tmap port4 { type inet_proto . inet_service : ipv4_addr . inet_service; }\n");
         body.push_str("\tmap port6 { type inet_proto . inet_service : ipv6_addr . inet_service; }\n");

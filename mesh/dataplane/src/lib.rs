@@ -10,9 +10,12 @@ mod layout;
 mod names;
 mod netfilter;
 mod slots;
+mod virtuals;
 
 pub use balancer::{Balancer, Front, FrontState};
 pub use error::PlaneError;
 pub use layout::{MARK, MARK_MASK, NEAR_TABLE, RETURN_PRIORITY, RETURN_TABLE, TABLE};
 pub use names::{RESOLVER, Redirect, ResolverSockets, TO_ENGINE};
-pub use netfilter::{HostFacts, NetfilterPlane, Place, PlaceState, PlaceStatus, PlaneConfig, PlaneStatus, goes_direct, uninstall};
+pub use netfilter::{
+    Balancing, HostFacts, NetfilterPlane, Place, PlaceState, PlaceStatus, PlaneConfig, PlaneStatus, goes_direct, try_ipvs, uninstall,
+};

@@ -164,7 +164,7 @@ struct Node {
 impl Node {
     fn new(dir: &Path) -> Self {
         let context = NodeContext { node: Some("here".into()), ..NodeContext::default() };
-        let config = PlaneConfig { netns_dir: dir.to_owned(), node_address: None };
+        let config = PlaneConfig { balancing: swarmesh_dataplane::Balancing::Nft, netns_dir: dir.to_owned(), node_address: None };
         Self { planner: Planner::new(context), plane: NetfilterPlane::new(Arc::new(LinuxKernel), config) }
     }
 

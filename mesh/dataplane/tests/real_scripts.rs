@@ -159,7 +159,7 @@ fn bindings_are_put_back() {
         }
         ip_command(&["-t", &pid, "-n", "ip"], "route add default via 172.18.0.1");
 
-        let config = PlaneConfig { netns_dir: dir.path().to_owned(), node_address: None };
+        let config = PlaneConfig { balancing: swarmesh_dataplane::Balancing::Nft, netns_dir: dir.path().to_owned(), node_address: None };
         let plane = || NetfilterPlane::new(Arc::new(LinuxKernel), config.clone());
         let bound = policy(|p| p.bind = vec!["127.0.0.1/32".parse().unwrap(), "192.0.2.0/24".parse().unwrap(), "::1/128".parse().unwrap()]);
         let plan = Plan::default().ingress().port(Tcp, 8080, bound, &["10.0.0.3"]).port(Tcp, 80, Policy::default(), &["10.0.0.3"]);

@@ -62,12 +62,13 @@ pub enum BackendState {
 impl VirtualService {
     /// Where new connections go: the ready backends or, when there is none, the draining ones, which still serve.
     pub fn targets(&self) -> impl Iterator<Item = IpAddr> {
-        targets(&self.backends)
+        self.serving().map(|b| b.address)
     }
-}
 
-fn targets(backends: &[Backend]) -> impl Iterator<Item = IpAddr> {
-    serving(backends).map(|b| b.address)
+    /// The backends behind [`Self::targets`].
+    pub fn serving(&self) -> impl Iterator<Item = &Backend> {
+        serving(&self.backends)
+    }
 }
 
 fn serving(backends: &[Backend]) -> impl Iterator<Item = &Backend> {

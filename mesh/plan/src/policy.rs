@@ -45,8 +45,13 @@ pub enum Scheduler {
     #[serde(rename = "rr")]
     RoundRobin,
     Random,
+    /// All tasks of a service weigh the same, so this is round robin by another name; IPVS knows it apart.
+    #[serde(rename = "wrr")]
+    WeightedRoundRobin,
     #[serde(rename = "lc")]
     LeastConnections,
+    #[serde(rename = "wlc")]
+    WeightedLeastConnections,
     Maglev,
     /// The client's address alone decides.
     #[serde(rename = "sh")]
@@ -114,10 +119,12 @@ fn scheduler(value: &str) -> Result<Scheduler, String> {
     Ok(match value {
         "rr" => Scheduler::RoundRobin,
         "random" => Scheduler::Random,
+        "wrr" => Scheduler::WeightedRoundRobin,
         "lc" => Scheduler::LeastConnections,
+        "wlc" => Scheduler::WeightedLeastConnections,
         "maglev" => Scheduler::Maglev,
         "sh" => Scheduler::SourceHash,
-        _ => return Err(format!("{value:?} is not one of rr, random, lc, maglev, sh; rr is used")),
+        _ => return Err(format!("{value:?} is not one of rr, random, wrr, lc, wlc, maglev, sh; rr is used")),
     })
 }
 
@@ -183,7 +190,7 @@ mod tests {
     fn a_bad_label_keeps_its_default_and_is_named() {
         for (label, value) in [
             ("swarmesh.enable", "yes"),
-            ("swarmesh.scheduler", "wrr"),
+            ("swarmesh.scheduler", "fastest"),
             ("swarmesh.affinity", "cookie"),
             ("swarmesh.affinity", "client-ip:0"),
             ("swarmesh.source", ""),

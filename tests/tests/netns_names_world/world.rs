@@ -92,8 +92,9 @@ impl World {
             store: Store::new(directory.path().join("state")),
             patience: Duration::from_secs(2),
             audit_every: Duration::from_secs(60),
+            other_planes: Vec::new(),
         };
-        let plane = PlaneConfig { netns_dir, node_address: None };
+        let plane = PlaneConfig { balancing: swarmesh_dataplane::Balancing::Nft, netns_dir, node_address: None };
         let resolver = Resolver { names, host_servers: received };
         let engine = Engine::start(settings, taken, move || NetfilterPlane::new(Arc::new(LinuxKernel), plane), Some(resolver))?;
         let handle = engine.handle().clone();

@@ -368,7 +368,11 @@ fn ours(way: Way, directory: &std::path::Path) -> Result<NetfilterPlane> {
         }],
         ..web
     });
-    let config = PlaneConfig { netns_dir: directory.to_owned(), node_address: Some("192.0.2.11".parse()?) };
+    let config = PlaneConfig {
+        balancing: swarmesh_dataplane::Balancing::Nft,
+        netns_dir: directory.to_owned(),
+        node_address: Some("192.0.2.11".parse()?),
+    };
     // The plane programs the namespace that it runs in as the node's.
     within(&path(way, "node"), move || {
         let mut planner = Planner::new(NodeContext { node: Some("here".into()), ..NodeContext::default() });

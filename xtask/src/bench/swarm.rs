@@ -183,7 +183,7 @@ pub(crate) struct Ours {
 impl Ours {
     pub(crate) fn new(sandbox: &Sandbox) -> Self {
         let context = NodeContext { node: Some("here".into()), ..NodeContext::default() };
-        let config = PlaneConfig { netns_dir: sandbox.netns_dir(), node_address: None };
+        let config = PlaneConfig { balancing: swarmesh_dataplane::Balancing::Nft, netns_dir: sandbox.netns_dir(), node_address: None };
         Self { planner: Planner::new(context), plane: NetfilterPlane::new(Arc::new(LinuxKernel), config) }
     }
 

@@ -28,6 +28,7 @@ use swarmesh_source::{SourceError, SourceSpec};
 use self::client::{Client, ClientError};
 use crate::{
     app::{self, AgentError},
+    choice::ChoiceError,
     config::{self, AdminAddress, Config, ConfigError, Layer, Output, PlaneChoice},
     privilege::Unprivileged,
     store::StoreError,
@@ -199,7 +200,10 @@ impl CliError {
     fn exit(&self) -> Exit {
         match self {
             Self::Config(_) | Self::Log { .. } => Exit::Usage,
-            Self::Agent(AgentError::Plane(_) | AgentError::Source(SourceError::NotAvailable { .. } | SourceError::Spec(_))) => Exit::Usage,
+            Self::Agent(AgentError::Plane(ChoiceError::Refused { reason, .. })) => kernel_exit(reason),
+            Self::Agent(
+                AgentError::Plane(ChoiceError::Absent(_)) | AgentError::Source(SourceError::NotAvailable { .. } | SourceError::Spec(_)),
+            ) => Exit::Usage,
             Self::Agent(AgentError::Unprivileged(_)) | Self::Unprivileged(_) | Self::Critical => Exit::Missing,
             Self::Uninstall(error) => error.exit(),
             Self::Client(error) => error.exit(),

@@ -137,17 +137,19 @@ fn duration(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::{View, status::status};
+    use crate::{
+        config::PlaneChoice,
+        view::{View, status::status},
+    };
 
     #[test]
     fn says_what_is_missing_and_why_other_planes_do_not_run() {
-        let text = render(&status(&View::default(), std::time::Duration::from_secs(3700)));
-        for expected in [
-            "up 1h1m",
-            "others: ebpf: not in this version, ipvs: not in this version",
-            "none yet",
-            "snapshot: the source has not delivered yet",
-        ] {
+        let other_planes = vec![(PlaneChoice::Ebpf, "not in this version".to_owned()), (PlaneChoice::Ipvs, "no module".to_owned())];
+        let view = View { other_planes, ..View::default() };
+        let text = render(&status(&view, std::time::Duration::from_secs(3700)));
+        for expected in
+            ["up 1h1m", "others: ebpf: not in this version, ipvs: no module", "none yet", "snapshot: the source has not delivered yet"]
+        {
             assert!(text.contains(expected), "{expected} in\n{text}");
         }
     }

@@ -15,7 +15,7 @@ use swarmesh_plan::Takeover;
 use swarmesh_source::Update;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{Names, Plane, Store, view::Shared};
+use crate::{Names, Plane, Store, config::PlaneChoice, view::Shared};
 
 /// What the engine must know from the start.
 #[derive(Clone, Debug)]
@@ -29,6 +29,8 @@ pub struct Settings {
     /// How long the source may take before the stored snapshot is used.
     pub patience: Duration,
     pub audit_every: Duration,
+    /// Planes that do not run, and why, for `status`.
+    pub other_planes: Vec<(PlaneChoice, String)>,
 }
 
 /// Names, and what they need to hear of the host.

@@ -115,7 +115,13 @@ impl<P: Plane> Worker<P> {
         let leaves_names = this.names.is_none();
         let context = NodeContext { node: None, takeover: this.settings.takeover, draining, leaves_names };
         this.planner.set_context(context.clone());
-        this.shared.change(|view| view.context = context);
+        let others = std::mem::take(&mut this.settings.other_planes);
+        let plane = this.plane.status(Instant::now());
+        this.shared.change(|view| {
+            view.context = context;
+            view.other_planes = others;
+            view.plane = plane;
+        });
         this
     }
 

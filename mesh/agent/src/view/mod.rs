@@ -22,7 +22,7 @@ use swarmesh_model::{Node, NodeId, Problem, Service, Snapshot, TaskId};
 use swarmesh_plan::{NodeContext, NodePlan, Policy, Takeover};
 use swarmesh_source::SourceState;
 
-use crate::ResolverStatus;
+use crate::{ResolverStatus, config::PlaneChoice};
 
 /// Where the snapshot in force came from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,8 @@ pub struct View {
     pub origin: Origin,
     pub source: Option<SourceState>,
     pub plane: PlaneStatus,
+    /// The planes that do not run, and why.
+    pub other_planes: Vec<(PlaneChoice, String)>,
     /// One per container of this node that asks for names; none with `--dns off`.
     pub resolvers: Vec<ResolverStatus>,
     /// Of the host, for containers without servers of their own.

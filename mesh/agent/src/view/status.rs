@@ -8,7 +8,6 @@ use swarmesh_model::Problem;
 use swarmesh_plan::Takeover;
 
 use super::{Origin, View};
-use crate::config::PlaneChoice;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
@@ -146,11 +145,8 @@ pub fn status(view: &View, uptime: Duration) -> Status {
             nodes: view.snapshot.nodes.len(),
         },
         plane: Plane {
-            name: PlaneChoice::Nft.to_string(),
-            others: PlaneChoice::ABSENT
-                .iter()
-                .map(|p| OtherPlane { name: p.to_string(), reason: "not in this version".to_owned() })
-                .collect(),
+            name: view.plane.name.to_owned(),
+            others: view.other_planes.iter().map(|(plane, why)| OtherPlane { name: plane.to_string(), reason: why.clone() }).collect(),
             settled: view.pending_places().next().is_none(),
             places: places(view, stale),
             host: view.plane.host.as_ref().map(|h| Host { bridge: h.bridge.clone(), old_layout: h.old_layout, ipv6: h.ipv6 }),

@@ -8,11 +8,12 @@ use std::{
 };
 
 use ipnet::IpNet;
-use swarmesh_kernel::{FlowFilter, Interface, Kernel, KernelError, NftOp, SetName};
+use swarmesh_kernel::{FlowFilter, Interface, Kernel, KernelError, SetName};
 use swarmesh_model::Protocol;
 use swarmesh_plan::{Ingress, NodePlan, PortKey, PublishedPort, SourceMode};
 
 use super::{
+    Balancing,
     direct::Doors,
     mirror::SetMirror,
     table::{Debts, IP_FORWARD, Table, UDP, loosen_reverse_path},
@@ -20,20 +21,42 @@ use super::{
 use crate::{
     PlaneError,
     balancer::{Balancer, Front, FrontState, port_key},
-    layout::{IngressParameters, SETS4, SETS6, check_name, inet, ingress_skeleton},
+    layout::{IngressParameters, SETS4, SETS6, VIRTUALS4, VIRTUALS6, check_name, inet, ingress_skeleton},
+    virtuals::{Changes, VirtualWanted, Virtuals},
 };
 
 /// Its sets that make it answer.
-pub(crate) const SETS: [SetName; 9] =
-    [SETS4.front, SETS4.slot, SETS4.sticky, SETS4.live, SETS6.front, SETS6.slot, SETS6.sticky, SETS6.live, inet("hidden")];
+pub(crate) const SETS: [SetName; 13] = [
+    SETS4.front,
+    SETS4.slot,
+    SETS4.sticky,
+    SETS4.live,
+    SETS6.front,
+    SETS6.slot,
+    SETS6.sticky,
+    SETS6.live,
+    VIRTUALS4.marks,
+    VIRTUALS4.parked,
+    VIRTUALS6.marks,
+    VIRTUALS6.parked,
+    inet("hidden"),
+];
+/// Those that only the balancer needs.
+const BALANCERS: [SetName; 8] = [SETS4.front, SETS4.slot, SETS4.sticky, SETS4.live, SETS6.front, SETS6.slot, SETS6.sticky, SETS6.live];
 
 #[derive(Debug)]
 pub(crate) struct IngressTable {
     pub(crate) table: Table,
-    ports4: Balancer,
-    ports6: Balancer,
+    ports: Ports,
     hidden: SetMirror,
     facts: IngressFacts,
+}
+
+/// Who balances published ports over IPv4 and over IPv6.
+#[derive(Debug)]
+enum Ports {
+    Balancers(Box<(Balancer, Balancer)>),
+    Virtuals(Box<(Virtuals, Virtuals)>),
 }
 
 /// What the node's own namespace must know of the sandbox.
@@ -48,11 +71,15 @@ pub(crate) struct IngressFacts {
 
 impl IngressTable {
     /// Opens the namespace; [`Self::sync`] must follow.
-    pub(crate) fn open(kernel: &dyn Kernel, path: &Path, debts: Debts) -> Result<Self, PlaneError> {
+    pub(crate) fn open(kernel: &dyn Kernel, path: &Path, debts: Debts, balancing: &Balancing) -> Result<Self, PlaneError> {
         Ok(Self {
             table: Table::open(kernel, Some(path), debts)?,
-            ports4: Balancer::ports(false),
-            ports6: Balancer::ports(true),
+            ports: match balancing {
+                Balancing::Nft => Ports::Balancers(Box::new((Balancer::ports(false), Balancer::ports(true)))),
+                Balancing::Ipvs { schedulers } => {
+                    Ports::Virtuals(Box::new((Virtuals::new(false, Arc::clone(schedulers)), Virtuals::new(true, Arc::clone(schedulers)))))
+                }
+            },
             hidden: SetMirror::new(inet("hidden")),
             facts: IngressFacts::default(),
         })
@@ -81,8 +108,21 @@ impl IngressTable {
         check_name(&ingress_leg.name)?;
         self.facts = facts(&bridge_leg, &ingress_leg, route.gateway);
 
-        let parameters = IngressParameters { bridge_leg: bridge_leg.name.clone(), ingress_leg: ingress_leg.name.clone(), mtu: ingress.mtu };
-        self.table.load(&ingress_skeleton(&parameters))?;
+        let is_virtual = matches!(self.ports, Ports::Virtuals(_));
+        let skeleton = ingress_skeleton(&IngressParameters {
+            bridge_leg: bridge_leg.name.clone(),
+            ingress_leg: ingress_leg.name.clone(),
+            mtu: ingress.mtu,
+            virtuals: is_virtual,
+        });
+        // As in a task: filled first, if another plane's rules still answer.
+        let mut new_udp = Vec::new();
+        let switches = self.table.is_loaded()? && self.table.has_virtuals()? != is_virtual;
+        if switches {
+            self.table.declare(&skeleton)?;
+            new_udp = self.sync_ports(node, doors)?;
+        }
+        self.table.load(&skeleton)?;
         self.table.switch_on("net/ipv4/ip_forward", IP_FORWARD)?;
         let ns = &mut self.table.ns;
         for leg in [&bridge_leg.name, &ingress_leg.name] {
@@ -92,9 +132,32 @@ impl IngressTable {
             ns.sysctl_ensure("net/ipv6/conf/all/forwarding", "1")?;
         }
 
-        let mut ops = Vec::new();
-        ops.extend(self.table.adopt(&mut self.ports4)?);
-        ops.extend(self.table.adopt(&mut self.ports6)?);
+        if !switches {
+            new_udp = self.sync_ports(node, doors)?;
+        }
+        for port in new_udp {
+            self.forget_port(port);
+        }
+        Ok(())
+    }
+
+    /// Reads what the namespace holds and brings it to the plan. Returns new UDP ports.
+    fn sync_ports(&mut self, node: &NodePlan, doors: &Doors) -> Result<Vec<u16>, PlaneError> {
+        let mut changes = Changes::default();
+        match &mut self.ports {
+            Ports::Balancers(ports) => {
+                let (ports4, ports6) = &mut **ports;
+                changes.nft.extend(self.table.adopt(ports4)?);
+                changes.nft.extend(self.table.adopt(ports6)?);
+            }
+            Ports::Virtuals(ports) => {
+                let (ports4, ports6) = &mut **ports;
+                self.table.prepare_ipvs()?;
+                let servers = self.table.our_virtuals()?;
+                self.table.adopt_virtuals(ports4, &servers, &mut changes)?;
+                self.table.adopt_virtuals(ports6, &servers, &mut changes)?;
+            }
+        }
         let held = self.table.ns.elements(self.hidden.name())?;
         self.hidden.adopt(held);
 
@@ -104,34 +167,41 @@ impl IngressTable {
             node.published.keys().filter(|key| self.is_new_udp(**key)).map(|key| key.1).collect()
         };
         for (key, port) in &node.published {
-            self.set_port(*key, Some(port), doors, &mut ops);
+            self.set_port(*key, Some(port), doors, &mut changes);
         }
         let wanted: HashSet<Front> = node.published.keys().map(|k| Front::Port(*k)).collect();
-        for balancer in [&mut self.ports4, &mut self.ports6] {
-            let gone: Vec<Front> = balancer.fronts().filter(|f| !wanted.contains(f)).collect();
-            for front in gone {
-                balancer.set(front, None, &mut ops);
+        match &mut self.ports {
+            Ports::Balancers(ports) => {
+                let (ports4, ports6) = &mut **ports;
+                for balancer in [ports4, ports6] {
+                    let gone: Vec<Front> = balancer.fronts().filter(|f| !wanted.contains(f)).collect();
+                    gone.into_iter().for_each(|front| balancer.set(front, None, &mut changes.nft));
+                }
+            }
+            Ports::Virtuals(ports) => {
+                let (ports4, ports6) = &mut **ports;
+                for virtuals in [ports4, ports6] {
+                    let gone: Vec<Front> = virtuals.fronts().filter(|f| !wanted.contains(f)).collect();
+                    gone.into_iter().for_each(|front| virtuals.set(front, None, &mut changes));
+                }
             }
         }
         let hidden = node.published.iter().filter(|(_, p)| p.policy.source == SourceMode::Snat);
-        self.hidden.replace(hidden.map(|(k, _)| (port_key(*k).to_vec(), None)).collect::<HashMap<_, _>>(), &mut ops);
-        self.table.commit(ops)?;
-        for port in new_udp {
-            self.forget_port(port);
-        }
-        Ok(())
+        self.hidden.replace(hidden.map(|(k, _)| (port_key(*k).to_vec(), None)).collect::<HashMap<_, _>>(), &mut changes.nft);
+        self.table.carry_out(changes)?;
+        Ok(new_udp)
     }
 
     pub(crate) fn change(&mut self, changes: &BTreeMap<PortKey, Option<Arc<PublishedPort>>>, doors: &Doors) -> Result<(), PlaneError> {
-        let mut ops = Vec::new();
+        let mut all = Changes::default();
         let mut new_udp = Vec::new();
         for (key, port) in changes {
             if port.is_some() && self.is_new_udp(*key) {
                 new_udp.push(key.1);
             }
-            self.set_port(*key, port.as_deref(), doors, &mut ops);
+            self.set_port(*key, port.as_deref(), doors, &mut all);
         }
-        self.table.commit(ops)?;
+        self.table.carry_out(all)?;
         for port in new_udp {
             self.forget_port(port);
         }
@@ -139,16 +209,34 @@ impl IngressTable {
     }
 
     fn is_new_udp(&self, key: PortKey) -> bool {
-        key.0 == Protocol::Udp && self.ports4.targets(Front::Port(key)).is_none()
+        let front = Front::Port(key);
+        key.0 == Protocol::Udp
+            && match &self.ports {
+                Ports::Balancers(ports) => ports.0.targets(front).is_none(),
+                Ports::Virtuals(ports) => !ports.0.holds(front),
+            }
     }
 
-    fn set_port(&mut self, key: PortKey, port: Option<&PublishedPort>, doors: &Doors, ops: &mut Vec<NftOp>) {
-        let state4 = port.map(|p| FrontState::new(&p.policy, doors.divide(key, p, self.facts.gateway).sandbox()));
-        self.ports4.set(Front::Port(key), state4.as_ref(), ops);
-        let state6 = port.map(|p| FrontState::new(&p.policy, p.targets().filter(IpAddr::is_ipv6).collect()));
-        self.ports6.set(Front::Port(key), state6.as_ref(), ops);
+    fn set_port(&mut self, key: PortKey, port: Option<&PublishedPort>, doors: &Doors, changes: &mut Changes) {
+        let front = Front::Port(key);
+        match &mut self.ports {
+            Ports::Balancers(ports) => {
+                let (ports4, ports6) = &mut **ports;
+                let state4 = port.map(|p| FrontState::new(&p.policy, doors.divide(key, p, self.facts.gateway).sandbox()));
+                ports4.set(front, state4.as_ref(), &mut changes.nft);
+                let state6 = port.map(|p| FrontState::new(&p.policy, p.targets().filter(IpAddr::is_ipv6).collect()));
+                ports6.set(front, state6.as_ref(), &mut changes.nft);
+            }
+            Ports::Virtuals(ports) => {
+                let (ports4, ports6) = &mut **ports;
+                for (virtuals, v6) in [(ports4, false), (ports6, true)] {
+                    let wanted = port.map(|p| VirtualWanted::new(&p.policy, &p.backends, p.refuse, |b| b.address.is_ipv6() == v6));
+                    virtuals.set(front, wanted.as_ref(), changes);
+                }
+            }
+        }
         let hidden = port.is_some_and(|p| p.policy.source == SourceMode::Snat);
-        self.hidden.set(port_key(key).to_vec(), hidden.then_some(None), ops);
+        self.hidden.set(port_key(key).to_vec(), hidden.then_some(None), &mut changes.nft);
     }
 
     /// UDP flows of a port that was just published: made when nothing answered, they would go on meeting nothing.
@@ -156,7 +244,15 @@ impl IngressTable {
         self.table.forget(&FlowFilter { protocol: Some(UDP), original_destination_port: Some(port), ..FlowFilter::default() });
     }
 
+    /// Cuts flows to a backend.
     pub(crate) fn forget_backend(&mut self, key: PortKey, backend: IpAddr) {
+        if let Ports::Virtuals(ports) = &mut self.ports {
+            let (ports4, ports6) = &mut **ports;
+            let mut changes = Changes::default();
+            let virtuals = if backend.is_ipv6() { ports6 } else { ports4 };
+            virtuals.expel(Front::Port(key), backend, &mut changes);
+            self.table.carry_out_late(changes);
+        }
         self.table.forget(&FlowFilter {
             protocol: Some(key.0.number()),
             original_destination_port: Some(key.1),
@@ -166,14 +262,24 @@ impl IngressTable {
     }
 
     pub(crate) fn fronts(&self) -> usize {
-        self.ports4.len()
+        match &self.ports {
+            Ports::Balancers(ports) => ports.0.len(),
+            Ports::Virtuals(ports) => ports.0.len(),
+        }
     }
 
     pub(crate) fn tidy(&mut self) -> Result<(), KernelError> {
-        let mut ops = Vec::new();
-        self.ports4.tidy(&mut ops);
-        self.ports6.tidy(&mut ops);
-        self.table.commit(ops)
+        match &mut self.ports {
+            Ports::Balancers(ports) => {
+                let (ports4, ports6) = &mut **ports;
+                let mut ops = Vec::new();
+                ports4.tidy(&mut ops);
+                ports6.tidy(&mut ops);
+                self.table.commit(ops)?;
+                self.table.retire_virtuals()
+            }
+            Ports::Virtuals(_) => self.table.retire_sets(&BALANCERS),
+        }
     }
 }
 

@@ -63,4 +63,12 @@ impl SetMirror {
             self.set(key, Some(data), ops);
         }
     }
+
+    /// Removes what is not to stay.
+    pub(crate) fn retain(&mut self, stays: impl Fn(&[u8]) -> bool, ops: &mut Vec<NftOp>) {
+        let gone: Vec<Vec<u8>> = self.elements.keys().filter(|k| !stays(k)).cloned().collect();
+        for key in gone {
+            self.set(key, None, ops);
+        }
+    }
 }

@@ -9,6 +9,7 @@ mod flows;
 mod ingress;
 mod mirror;
 mod node;
+mod probe;
 mod status;
 mod table;
 mod task;
@@ -31,7 +32,7 @@ use nix::sys::{
 };
 use swarmesh_kernel::Kernel;
 use swarmesh_model::{Problem, Protocol, ServiceId, TaskId};
-use swarmesh_plan::{NodePlan, PlanDelta, PortKey, PublishedPort, SandboxPlan};
+use swarmesh_plan::{NodePlan, PlanDelta, PortKey, PublishedPort, SandboxPlan, Scheduler};
 
 use self::{
     direct::{Door, Doors, near_ports},
@@ -44,6 +45,7 @@ use self::{
 use crate::PlaneError;
 
 pub use direct::goes_direct;
+pub use probe::try_ipvs;
 pub use status::{HostFacts, PlaceState, PlaceStatus, PlaneStatus};
 pub use uninstall::uninstall;
 
@@ -60,9 +62,33 @@ const MOST_CUTS: usize = 1024;
 
 type PortChanges = BTreeMap<PortKey, Option<Arc<PublishedPort>>>;
 
+/// Who picks the backend of a new connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Balancing {
+    /// Rules and maps of our own.
+    #[default]
+    Nft,
+    /// The kernel's virtual servers.
+    Ipvs {
+        /// What its modules can do; for others, round robin stands in.
+        schedulers: Arc<BTreeSet<Scheduler>>,
+    },
+}
+
+impl Balancing {
+    /// The plane's name.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Nft => "nft",
+            Self::Ipvs { .. } => "ipvs",
+        }
+    }
+}
+
 /// Where the plane finds things on this node.
 #[derive(Clone, Debug)]
 pub struct PlaneConfig {
+    pub balancing: Balancing,
     /// Where Docker keeps its namespaces.
     pub netns_dir: PathBuf,
     /// What tasks see of clients whose own address means nothing outside of this node.
@@ -318,7 +344,9 @@ impl NetfilterPlane {
                 let Some(table) = self.table(place) else { return };
                 table.debts = Debts::default();
                 if let Place::Task(id) = place {
-                    let door = self.tasks.get(id).and_then(TaskTable::door);
+                    // Virtual servers choose among all tasks in one place, the sandbox.
+                    let is_direct = self.config.balancing == Balancing::Nft;
+                    let door = self.tasks.get(id).filter(|_| is_direct).and_then(TaskTable::door);
                     self.untold.extend(self.doors.set(id, door));
                 }
                 let (was_pending, before) = (before.as_ref().is_some_and(|r| r.pending.is_some()), before);
@@ -377,7 +405,7 @@ impl NetfilterPlane {
                 let Some(network) = &plan.ingress else { return Ok(()) };
                 if self.ingress.is_none() {
                     let path = self.config.netns_dir.join(INGRESS_SANDBOX);
-                    self.ingress = Some(IngressTable::open(&*self.kernel, &path, debts)?);
+                    self.ingress = Some(IngressTable::open(&*self.kernel, &path, debts, &self.config.balancing)?);
                 }
                 self.ingress.as_mut().map_or(Ok(()), |table| table.sync(plan, network, &self.doors))?;
             }
@@ -401,7 +429,7 @@ impl NetfilterPlane {
         if let Some(sandbox) = plan.sandboxes.get(id) {
             let path = self.config.netns_dir.join(&sandbox.sandbox);
             let debts = self.debts.get(&Place::Task(id.clone())).copied().unwrap_or_default();
-            let table = TaskTable::open(&*self.kernel, &path, debts, sandbox)?;
+            let table = TaskTable::open(&*self.kernel, &path, debts, sandbox, &self.config.balancing)?;
             self.tasks.entry(id.clone()).or_insert(table).sync(plan)?;
         }
         Ok(())

@@ -11,7 +11,8 @@ use serde::Serialize;
 use swarmesh_model::{Problem, ServiceId, TaskId};
 use swarmesh_plan::{PlanDelta, Policy, Scheduler};
 
-use super::{INGRESS_SANDBOX, NetfilterPlane, Place, Record, ingress::IngressTable, task::TaskTable};
+use super::{Balancing, INGRESS_SANDBOX, NetfilterPlane, Place, Record, ingress::IngressTable, task::TaskTable};
+use crate::virtuals::virtual_scheduler;
 
 /// What was found of Docker's arrangement on the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -50,6 +51,8 @@ pub enum PlaceState {
 /// The plane as a whole, for `status` and `/metrics`.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct PlaneStatus {
+    /// `nft` or `ipvs`; empty before the first look.
+    pub name: &'static str,
     pub places: Vec<PlaceStatus>,
     pub problems: Vec<Problem>,
     pub host: Option<HostFacts>,
@@ -65,6 +68,7 @@ pub struct PlaneStatus {
 impl NetfilterPlane {
     pub fn status(&self, now: Instant) -> PlaneStatus {
         PlaneStatus {
+            name: self.config.balancing.name(),
             places: self.records.iter().map(|(place, record)| self.place_status(place, record, now)).collect(),
             problems: self.problems.values().cloned().collect(),
             host: self.node.as_ref().map(|n| n.facts().clone()),
@@ -102,7 +106,7 @@ impl NetfilterPlane {
         let vips = delta.vips.values().flat_map(|v| v.values().flatten()).map(|s| (&s.service, &s.name, &s.policy));
         let ports = delta.published.values().flatten().map(|p| (&p.service, &p.name, &p.policy));
         for (service, name, policy) in vips.chain(ports) {
-            match unsupported(policy) {
+            match unsupported(policy, &self.config.balancing) {
                 Some(message) => {
                     self.problems.insert(service.clone(), Problem::new(format!("service {name}"), "swarmesh.scheduler", message));
                 }
@@ -120,11 +124,32 @@ impl NetfilterPlane {
     }
 }
 
-fn unsupported(policy: &Policy) -> Option<String> {
-    let what = match policy.scheduler {
+fn unsupported(policy: &Policy, balancing: &Balancing) -> Option<String> {
+    let scheduler = policy.scheduler;
+    let name = match scheduler {
+        Scheduler::RoundRobin => return None,
+        Scheduler::Random => "random",
+        Scheduler::WeightedRoundRobin => "wrr (weighted round robin)",
         Scheduler::LeastConnections => "lc (least connections)",
+        Scheduler::WeightedLeastConnections => "wlc (weighted least connections)",
+        Scheduler::SourceHash => "sh (source hash)",
         Scheduler::Maglev => "maglev",
-        Scheduler::RoundRobin | Scheduler::Random | Scheduler::SourceHash => return None,
     };
-    Some(format!("the nft plane cannot do {what}; rr is used. It can do rr, random and sh"))
+    match balancing {
+        Balancing::Nft => match scheduler {
+            // All tasks of a service weigh the same.
+            Scheduler::RoundRobin | Scheduler::WeightedRoundRobin | Scheduler::Random | Scheduler::SourceHash => None,
+            _ => Some(format!("the nft plane cannot do {name}; rr is used. It can do rr, random and sh")),
+        },
+        Balancing::Ipvs { schedulers } if schedulers.contains(&scheduler) => None,
+        Balancing::Ipvs { .. } => Some(match virtual_scheduler(scheduler) {
+            Some(module) => {
+                let module = module.name();
+                format!(
+                    "this kernel has no module ip_vs_{module} for {name}; rr is used. Load it (modprobe ip_vs_{module}) and restart the agent"
+                )
+            }
+            None => format!("the ipvs plane cannot do {name}; rr is used. It can do rr, wrr, lc, wlc, sh and maglev"),
+        }),
+    }
 }

@@ -2,12 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use swarmesh_kernel::{ElementData, Family, FlowFilter, Kernel, KernelError, Namespace, NetnsId, NftEvent, NftMonitor, NftOp, SetName};
+use swarmesh_kernel::{
+    ElementData, Family, FlowFilter, IpvsOp, Kernel, KernelError, Namespace, NetnsId, NftEvent, NftMonitor, NftOp, RealState, SetName,
+    VirtualId, VirtualState,
+};
 use swarmesh_model::Protocol;
 
 use crate::{
     balancer::{Balancer, Held},
-    layout::{DELIVER, Skeleton, TABLE},
+    layout::{DELIVER, MARK_CHAIN, Skeleton, TABLE, VIRTUALS4, VIRTUALS6, inet},
+    virtuals::{Changes, TIMEOUTS, Virtuals, is_ours},
 };
 
 /// A namespace that is open for programming.
@@ -56,20 +60,33 @@ pub(crate) fn release(kernel: &dyn Kernel, path: Option<&Path>, sets: &[SetName]
         Err(KernelError::NamespaceGone { .. }) => return Ok(Counts::default()),
         opened => opened?,
     };
-    let mut ops = Vec::new();
+    let filled = filled(&mut *ns, sets)?;
+    if filled.is_empty() {
+        return Ok(Counts::default());
+    }
+    let ops: Vec<NftOp> = filled.iter().map(|set| NftOp::FlushSet { set: *set }).collect();
+    ns.commit(&ops)?;
+    // Only who was led there needs to be looked for.
+    if filled.iter().any(|set| RETIRED.contains(set)) {
+        let servers = our_virtuals(&mut *ns)?;
+        let ops: Vec<IpvsOp> = servers.iter().map(|(state, _)| IpvsOp::DeleteVirtual(state.server.id)).collect();
+        ns.ipvs_apply(&ops)?.into_iter().collect::<Result<(), _>>()?;
+    }
+    Ok(Counts { commits: 1, operations: ops.len() as u64 })
+}
+
+/// Those that are there and not empty.
+fn filled(ns: &mut dyn Namespace, sets: &[SetName]) -> Result<Vec<SetName>, KernelError> {
+    let mut filled = Vec::new();
     for set in sets {
         match ns.elements(*set) {
             Err(KernelError::NotFound { .. }) => {}
             Err(error) => return Err(error),
             Ok(held) if held.is_empty() => {}
-            Ok(_) => ops.push(NftOp::FlushSet { set: *set }),
+            Ok(_) => filled.push(*set),
         }
     }
-    if ops.is_empty() {
-        return Ok(Counts::default());
-    }
-    ns.commit(&ops)?;
-    Ok(Counts { commits: 1, operations: ops.len() as u64 })
+    Ok(filled)
 }
 
 impl Table {
@@ -181,6 +198,123 @@ impl Table {
         Ok(())
     }
 
+    /// Does the parts of a change in their order.
+    pub(crate) fn carry_out(&mut self, changes: Changes) -> Result<(), KernelError> {
+        self.program(&changes.before)?;
+        self.commit(changes.nft)?;
+        self.program(&changes.after)
+    }
+
+    /// As [`Self::carry_out`], for what only ends old connections: a failure leaves those to their timeout, and holds up nothing.
+    pub(crate) fn carry_out_late(&mut self, changes: Changes) {
+        if let Err(error) = self.carry_out(changes) {
+            tracing::warn!(namespace = %self.path.display(), %error, "connections to a backend that has drained stay until they time out");
+        }
+    }
+
+    /// What the plane of virtual servers left in a namespace that is balanced by nftables now: nothing leads to it any more, but
+    /// connections go on in it. A virtual server goes once it has none. The maps stay until the last one has gone: by them it is
+    /// known whose each is, should the planes change again.
+    pub(crate) fn retire_virtuals(&mut self) -> Result<(), KernelError> {
+        let mut left = Vec::new();
+        for set in RETIRED {
+            match self.ns.elements(set) {
+                Err(KernelError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+                Ok(_) => left.push(set),
+            }
+        }
+        if left.is_empty() {
+            return Ok(());
+        }
+        let servers = match self.our_virtuals() {
+            Err(KernelError::NotSupported { .. }) => Vec::new(),
+            servers => servers?,
+        };
+        let is_idle = |reals: &[RealState]| reals.iter().all(|r| r.active == 0 && r.inactive == 0);
+        let idle: Vec<IpvsOp> =
+            servers.iter().filter(|(_, reals)| is_idle(reals)).map(|(state, _)| IpvsOp::DeleteVirtual(state.server.id)).collect();
+        self.program(&idle)?;
+        if idle.len() == servers.len() {
+            let script: String = left.iter().map(|set| format!("delete map inet {TABLE} {}\n", set.set)).collect();
+            self.load_script(&script)?;
+        }
+        Ok(())
+    }
+
+    /// Empties the sets of a balancer that virtual servers stand in for.
+    pub(crate) fn retire_sets(&mut self, sets: &[SetName]) -> Result<(), KernelError> {
+        let ops = filled(&mut *self.ns, sets)?.into_iter().map(|set| NftOp::FlushSet { set }).collect();
+        self.commit(ops)
+    }
+
+    /// Each change of IPVS is done alone; the first one that is refused is what went wrong.
+    pub(crate) fn program(&mut self, ops: &[IpvsOp]) -> Result<(), KernelError> {
+        if ops.is_empty() {
+            return Ok(());
+        }
+        let outcomes = self.ns.ipvs_apply(ops)?;
+        self.counts.commits += 1;
+        self.counts.operations += ops.len() as u64;
+        // What is to go and is not there has gone.
+        let done = |(op, outcome): (&IpvsOp, Result<(), KernelError>)| match outcome {
+            Err(KernelError::NotFound { .. }) if matches!(op, IpvsOp::DeleteVirtual(_) | IpvsOp::DeleteReal { .. }) => Ok(()),
+            outcome => outcome,
+        };
+        ops.iter().zip(outcomes).try_for_each(done)
+    }
+
+    /// True while the table that is loaded is of virtual servers.
+    pub(crate) fn has_virtuals(&mut self) -> Result<bool, KernelError> {
+        Ok(self.ns.chains(Family::Inet, TABLE)?.is_some_and(|chains| chains.iter().any(|c| c == MARK_CHAIN)))
+    }
+
+    /// True if a table of this layout is loaded, whatever its parameters.
+    pub(crate) fn is_loaded(&mut self) -> Result<bool, KernelError> {
+        Ok(self.ns.chains(Family::Inet, TABLE)?.is_some_and(|chains| chains.iter().any(|c| c.starts_with(&Skeleton::prefix()))))
+    }
+
+    /// Loads a skeleton in place of whatever is there.
+    pub(crate) fn replace(&mut self, skeleton: &Skeleton) -> Result<(), KernelError> {
+        self.load_script(&format!("delete table inet {TABLE}\n{}", skeleton.script))
+    }
+
+    /// Makes the sets of a skeleton that is not loaded yet, so that they can be filled before anything looks into them.
+    pub(crate) fn declare(&mut self, skeleton: &Skeleton) -> Result<(), KernelError> {
+        self.load_script(&skeleton.declarations)
+    }
+
+    /// What IPVS needs in a namespace, besides virtual servers.
+    pub(crate) fn prepare_ipvs(&mut self) -> Result<(), KernelError> {
+        // Asking loads the module, without which there are no sysctls.
+        self.ns.ipvs_info()?;
+        for (note, key) in IPVS_SWITCHES {
+            self.switch_on(key, note)?;
+        }
+        if self.ns.ipvs_timeouts()? != TIMEOUTS {
+            self.program(&[IpvsOp::SetTimeouts(TIMEOUTS)])?;
+        }
+        Ok(())
+    }
+
+    /// Our virtual servers, of both families. Reads one list for each: at the start and in audits only.
+    pub(crate) fn our_virtuals(&mut self) -> Result<Vec<(VirtualState, Vec<RealState>)>, KernelError> {
+        our_virtuals(&mut *self.ns)
+    }
+
+    /// Reads both maps and `servers` into a mirror.
+    pub(crate) fn adopt_virtuals(
+        &mut self,
+        virtuals: &mut Virtuals,
+        servers: &[(VirtualState, Vec<RealState>)],
+        changes: &mut Changes,
+    ) -> Result<(), KernelError> {
+        let sets = virtuals.sets();
+        let (marks, parked) = (self.ns.elements(sets.marks)?, self.ns.elements(sets.parked)?);
+        virtuals.adopt(marks, parked, servers, changes);
+        Ok(())
+    }
+
     /// Reads a balancer's sets back into its mirror; the returned operations remove what makes no sense.
     pub(crate) fn adopt(&mut self, balancer: &mut Balancer) -> Result<Vec<NftOp>, KernelError> {
         let sets = balancer.sets();
@@ -228,6 +362,30 @@ pub(crate) fn loosen_reverse_path(ns: &mut dyn Namespace, leg: &str) -> Result<(
     }
     Ok(())
 }
+
+pub(crate) fn our_virtuals(ns: &mut dyn Namespace) -> Result<Vec<(VirtualState, Vec<RealState>)>, KernelError> {
+    let all = ns.virtual_servers()?;
+    let ours = all.into_iter().filter(|state| matches!(state.server.id, VirtualId::Mark { mark, .. } if is_ours(mark.get())));
+    ours.map(|state| ns.real_servers(&state.server.id).map(|reals| (state, reals))).collect()
+}
+
+/// Switches of IPVS, per namespace, and what remembers that one was off.
+///
+/// - `conntrack`: connections of IPVS are tracked as all others, so that answers are no strangers to firewalls and NAT.
+/// - `expire_nodest_conn`: a connection to a backend that is gone ends at its next packet; otherwise it would wait there.
+/// - `expire_quiescent_template`: a client that stayed with a backend gets another one as soon as that drains.
+/// - `conn_reuse_mode`: a client's port that comes again begins a new connection. Docker switches this off, against a delay
+///   of a second that Linux 5.9 did away with; off, a new connection goes to the backend of the old one, drained or not.
+pub(crate) const IPVS_SWITCHES: [(&str, &str); 4] = [
+    ("ipvs_conntrack", "net/ipv4/vs/conntrack"),
+    ("ipvs_expire_nodest", "net/ipv4/vs/expire_nodest_conn"),
+    ("ipvs_expire_quiescent", "net/ipv4/vs/expire_quiescent_template"),
+    ("ipvs_conn_reuse", "net/ipv4/vs/conn_reuse_mode"),
+];
+
+/// The maps that only virtual servers need.
+pub(crate) const RETIRED: [SetName; 6] =
+    [VIRTUALS4.marks, VIRTUALS4.parked, VIRTUALS6.marks, VIRTUALS6.parked, inet("other4"), inet("other6")];
 
 /// Empty chains whose names say which sysctls were off before we needed them.
 pub(crate) const WAS_OFF: &str = "was_off_";

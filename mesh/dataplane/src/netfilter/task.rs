@@ -1,7 +1,7 @@
 //! A task's namespace: VIPs become backends before the packet leaves, published ports become the task's own.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     net::{IpAddr, Ipv4Addr},
     path::Path,
     sync::Arc,
@@ -9,10 +9,11 @@ use std::{
 
 use ipnet::IpNet;
 use swarmesh_kernel::{Family, FlowFilter, Interface, Kernel, KernelError, NftOp};
-use swarmesh_model::Protocol;
-use swarmesh_plan::{Ingress, NodePlan, PortKey, SandboxPlan, VipChanges};
+use swarmesh_model::{Protocol, TaskId};
+use swarmesh_plan::{Ingress, NodePlan, PortKey, SandboxPlan, Scheduler, VipChanges, VirtualService};
 
 use super::{
+    Balancing,
     direct::{Door, near_ports},
     mirror::SetMirror,
     table::{Debts, Table, UDP, loosen_reverse_path},
@@ -20,11 +21,12 @@ use super::{
 };
 use crate::{
     PlaneError,
-    balancer::{Balancer, Front, FrontState, octets, port_key},
+    balancer::{Balancer, Front, FrontState, PASS, octets, port_key},
     layout::{
         ARRIVE, DELIVER, MARK, MARK_MASK, NEAR_MARK, NEAR_PRIORITY, NEAR_TABLE, RETURN_MAC, RETURN_PRIORITY, RETURN_TABLE, RETURN_VIA4,
         RETURN_VIA6, TABLE, TaskParameters, check_name, fits_in_mark, inet, task_skeleton, way_back_rule,
     },
+    virtuals::{Changes, VirtualWanted, Virtuals},
 };
 
 /// More new VIPs than this at once are not searched for flows one by one.
@@ -34,9 +36,36 @@ const MOST_SEARCHES: usize = 64;
 pub(crate) struct TaskTable {
     pub(crate) table: Table,
     plan: Arc<SandboxPlan>,
+    /// All VIPs; with virtual servers, those that the task itself serves, too.
     vips4: Balancer,
     vips6: Balancer,
+    virtuals: Option<TaskVirtuals>,
     arrival: Option<Arrival>,
+}
+
+/// VIPs as virtual servers.
+#[derive(Debug)]
+struct TaskVirtuals {
+    vips4: Virtuals,
+    vips6: Virtuals,
+    /// VIP to a backend, for protocols that IPVS does not know.
+    other4: SetMirror,
+    other6: SetMirror,
+}
+
+impl TaskVirtuals {
+    fn new(schedulers: &Arc<BTreeSet<Scheduler>>) -> Self {
+        Self {
+            vips4: Virtuals::new(false, Arc::clone(schedulers)),
+            vips6: Virtuals::new(true, Arc::clone(schedulers)),
+            other4: SetMirror::new(inet("other4")),
+            other6: SetMirror::new(inet("other6")),
+        }
+    }
+
+    fn of(&mut self, vip: IpAddr) -> (&mut Virtuals, &mut SetMirror) {
+        if vip.is_ipv6() { (&mut self.vips6, &mut self.other6) } else { (&mut self.vips4, &mut self.other4) }
+    }
 }
 
 /// How published ports are delivered inside the task.
@@ -66,9 +95,21 @@ struct BridgeLeg {
 
 impl TaskTable {
     /// Opens the namespace; [`Self::sync`] must follow.
-    pub(crate) fn open(kernel: &dyn Kernel, path: &Path, debts: Debts, plan: &Arc<SandboxPlan>) -> Result<Self, PlaneError> {
+    pub(crate) fn open(
+        kernel: &dyn Kernel,
+        path: &Path,
+        debts: Debts,
+        plan: &Arc<SandboxPlan>,
+        balancing: &Balancing,
+    ) -> Result<Self, PlaneError> {
         let table = Table::open(kernel, Some(path), debts)?;
-        Ok(Self { table, plan: Arc::clone(plan), vips4: Balancer::vips(false), vips6: Balancer::vips(true), arrival: None })
+        let (virtuals, vips4, vips6) = match balancing {
+            Balancing::Nft => (None, Balancer::vips(false), Balancer::vips(true)),
+            Balancing::Ipvs { schedulers } => {
+                (Some(TaskVirtuals::new(schedulers)), Balancer::some_of_vips(false), Balancer::some_of_vips(true))
+            }
+        };
+        Ok(Self { table, plan: Arc::clone(plan), vips4, vips6, virtuals, arrival: None })
     }
 
     /// Reads the kernel and mends what differs from the plan. Writes nothing if it holds that already.
@@ -90,13 +131,23 @@ impl TaskTable {
         if leg.is_some() && bridge.is_none() && self.table.ns.has_rules(Family::Inet, TABLE, ARRIVE)? {
             remove_near_way(&mut *self.table.ns)?;
         }
-        self.table.load(&task_skeleton(&TaskParameters {
+        let skeleton = task_skeleton(&TaskParameters {
             ingress_leg: leg.map(|l| l.name.clone()),
             bridge_leg: bridge.as_ref().map(|b| (b.name.clone(), b.address)),
-        }))?;
+            virtuals: self.virtuals.is_some(),
+        });
+        // From one plane to the other without a gap: the new one's sets are filled while the old one's rules still answer.
+        let switches = self.table.is_loaded()? && self.table.has_virtuals()? != self.virtuals.is_some();
+        let mut new = Vec::new();
+        if switches {
+            self.table.declare(&skeleton)?;
+            new = if self.virtuals.is_some() { self.sync_virtuals(node)? } else { self.sync_balancers(node, Vec::new())? };
+        }
+        self.table.load(&skeleton)?;
+        if self.virtuals.is_some() && !switches {
+            new = self.sync_virtuals(node)?;
+        }
         let mut ops = Vec::new();
-        ops.extend(self.table.adopt(&mut self.vips4)?);
-        ops.extend(self.table.adopt(&mut self.vips6)?);
         self.arrival = match (leg, &node.ingress) {
             (Some(leg), Some(ingress)) => {
                 let leg = leg.clone();
@@ -104,8 +155,8 @@ impl TaskTable {
             }
             _ => None,
         };
-        let new = self.diff_all(node, &mut ops);
-        self.table.commit(ops)?;
+        self.diff_arrivals(&mut ops);
+        new.extend(self.sync_balancers(node, ops)?);
         if self.table.debts.fresh {
             self.forget_early_arrivals();
         } else {
@@ -183,60 +234,132 @@ impl TaskTable {
         if !same_legs {
             return self.sync(node);
         }
-        let mut ops = Vec::new();
-        let new = self.diff_all(node, &mut ops);
-        self.table.commit(ops)?;
+        let mut changes = Changes::default();
+        let new = self.diff_vips(node, &mut changes);
+        self.diff_arrivals(&mut changes.nft);
+        self.table.carry_out(changes)?;
         self.forget_vips(new);
         Ok(())
     }
 
+    /// Reads the balancers' sets and brings them to the plan, with `ops`. Returns the VIPs that were not there before.
+    fn sync_balancers(&mut self, node: &NodePlan, ops: Vec<NftOp>) -> Result<Vec<IpAddr>, PlaneError> {
+        let mut changes = Changes { nft: ops, ..Changes::default() };
+        changes.nft.extend(self.table.adopt(&mut self.vips4)?);
+        changes.nft.extend(self.table.adopt(&mut self.vips6)?);
+        let new = self.diff_vips(node, &mut changes);
+        self.table.carry_out(changes)?;
+        Ok(new)
+    }
+
+    /// The same for virtual servers and the maps that lead to them.
+    fn sync_virtuals(&mut self, node: &NodePlan) -> Result<Vec<IpAddr>, PlaneError> {
+        let Some(virtuals) = &mut self.virtuals else { return Ok(Vec::new()) };
+        self.table.prepare_ipvs()?;
+        let servers = self.table.our_virtuals()?;
+        let mut changes = Changes::default();
+        for mirror in [&mut virtuals.vips4, &mut virtuals.vips6] {
+            self.table.adopt_virtuals(mirror, &servers, &mut changes)?;
+        }
+        for others in [&mut virtuals.other4, &mut virtuals.other6] {
+            let held = self.table.ns.elements(others.name())?;
+            others.adopt(held);
+        }
+        let new = self.diff_virtuals(node, &mut changes);
+        self.table.carry_out(changes)?;
+        Ok(new)
+    }
+
     /// Returns the VIPs that were not there before.
-    fn diff_all(&mut self, node: &NodePlan, ops: &mut Vec<NftOp>) -> Vec<IpAddr> {
-        let mut wanted = HashSet::new();
-        let mut new = Vec::new();
+    fn diff_vips(&mut self, node: &NodePlan, changes: &mut Changes) -> Vec<IpAddr> {
+        let new = self.diff_virtuals(node, changes);
         let plan = Arc::clone(&self.plan);
+        let mut wanted = HashSet::new();
+        let mut balanced = Vec::new();
         for vips in plan.networks.iter().filter_map(|n| node.networks.get(n)) {
             for (vip, service) in vips {
-                wanted.insert(Front::Vip(*vip));
-                let state = FrontState::new(&service.policy, service.targets().collect());
-                let balancer = self.balancer(*vip);
-                if balancer.targets(Front::Vip(*vip)).is_none() {
-                    new.push(*vip);
+                let front = Front::Vip(*vip);
+                wanted.insert(front);
+                if self.virtuals.is_none() && self.balancer(*vip).targets(front).is_none() {
+                    balanced.push(*vip);
                 }
-                balancer.set(Front::Vip(*vip), Some(&state), ops);
+                self.set_balanced(*vip, Some(service), &mut changes.nft);
             }
         }
         for balancer in [&mut self.vips4, &mut self.vips6] {
             let gone: Vec<Front> = balancer.fronts().filter(|f| !wanted.contains(f)).collect();
             for front in gone {
-                balancer.set(front, None, ops);
+                balancer.set(front, None, &mut changes.nft);
             }
         }
+        [new, balanced].concat()
+    }
+
+    fn diff_virtuals(&mut self, node: &NodePlan, changes: &mut Changes) -> Vec<IpAddr> {
+        let Some(virtuals) = &mut self.virtuals else { return Vec::new() };
+        let mut wanted = HashSet::new();
+        let mut new = Vec::new();
+        for vips in self.plan.networks.iter().filter_map(|n| node.networks.get(n)) {
+            for (vip, service) in vips {
+                wanted.insert(Front::Vip(*vip));
+                if !virtuals.of(*vip).0.holds(Front::Vip(*vip)) {
+                    new.push(*vip);
+                }
+                set_virtual(virtuals, &self.plan, *vip, Some(service), changes);
+            }
+        }
+        let fronts = virtuals.vips4.fronts().chain(virtuals.vips6.fronts());
+        let gone: Vec<Front> = fronts.filter(|f| !wanted.contains(f)).collect();
+        for front in gone {
+            if let Front::Vip(vip) = front {
+                set_virtual(virtuals, &self.plan, vip, None, changes);
+            }
+        }
+        for (others, v6) in [(&mut virtuals.other4, false), (&mut virtuals.other6, true)] {
+            others.retain(|key| (key.len() == 16) == v6 && Front::from_key(key).is_some_and(|f| wanted.contains(&f)), &mut changes.nft);
+        }
+        new
+    }
+
+    fn diff_arrivals(&mut self, ops: &mut Vec<NftOp>) {
         if let (Some(arrival), Some(ingress)) = (&mut self.arrival, &self.plan.ingress) {
             arrival.ports4.replace(arrivals(&ingress.published, arrival.own4, arrival.answers4), ops);
             arrival.ports6.replace(arrivals(&ingress.published, arrival.own6, arrival.answers6), ops);
             let near = arrival.bridge.iter().filter(|_| arrival.own4.is_some()).flat_map(|_| near_ports(ingress));
             arrival.near.replace(near.map(|port| (port.to_be_bytes().to_vec(), None)).collect(), ops);
         }
-        new
     }
 
     /// Takes changed VIPs of one of its networks.
-    pub(crate) fn change_vips(&mut self, changes: &VipChanges) -> Result<(), PlaneError> {
-        let mut ops = Vec::new();
+    pub(crate) fn change_vips(&mut self, vips: &VipChanges) -> Result<(), PlaneError> {
+        let mut changes = Changes::default();
         let mut new = Vec::new();
-        for (vip, service) in changes {
+        for (vip, service) in vips {
             let front = Front::Vip(*vip);
-            let state = service.as_ref().map(|s| FrontState::new(&s.policy, s.targets().collect()));
-            let balancer = self.balancer(*vip);
-            if state.is_some() && balancer.targets(front).is_none() {
+            let held = match &mut self.virtuals {
+                Some(virtuals) => virtuals.of(*vip).0.holds(front),
+                None => self.balancer(*vip).targets(front).is_some(),
+            };
+            if service.is_some() && !held {
                 new.push(*vip);
             }
-            balancer.set(front, state.as_ref(), &mut ops);
+            if let Some(virtuals) = &mut self.virtuals {
+                set_virtual(virtuals, &self.plan, *vip, service.as_deref(), &mut changes);
+            }
+            self.set_balanced(*vip, service.as_deref(), &mut changes.nft);
         }
-        self.table.commit(ops)?;
+        self.table.carry_out(changes)?;
         self.forget_vips(new);
         Ok(())
+    }
+
+    /// What the balancer does with a VIP: all of it, or the task's own share of it.
+    fn set_balanced(&mut self, vip: IpAddr, service: Option<&VirtualService>, ops: &mut Vec<NftOp>) {
+        let state = match self.virtuals {
+            None => service.map(|s| FrontState::new(&s.policy, s.targets().collect())),
+            Some(_) => service.and_then(|s| own_share(s, &self.plan.task)),
+        };
+        self.balancer(vip).set(Front::Vip(vip), state.as_ref(), ops);
     }
 
     fn forget_vips(&mut self, new: Vec<IpAddr>) {
@@ -250,6 +373,11 @@ impl TaskTable {
 
     /// Cuts flows to a backend: those of `protocol`, or all.
     pub(crate) fn forget_backend(&mut self, vip: IpAddr, backend: IpAddr, protocol: Option<u8>) {
+        if let Some(virtuals) = self.virtuals.as_mut().filter(|_| protocol.is_none()) {
+            let mut changes = Changes::default();
+            virtuals.of(vip).0.expel(Front::Vip(vip), backend, &mut changes);
+            self.table.carry_out_late(changes);
+        }
         let filter = FlowFilter { protocol, original_destination: Some(vip), reply_source: Some(backend), ..FlowFilter::default() };
         self.table.forget(&filter);
     }
@@ -267,19 +395,40 @@ impl TaskTable {
     }
 
     pub(crate) fn fronts(&self) -> usize {
-        self.vips4.len() + self.vips6.len()
+        self.virtuals.as_ref().map_or(self.vips4.len() + self.vips6.len(), |v| v.vips4.len() + v.vips6.len())
     }
 
     pub(crate) fn tidy(&mut self) -> Result<(), KernelError> {
         let mut ops = Vec::new();
         self.vips4.tidy(&mut ops);
         self.vips6.tidy(&mut ops);
-        self.table.commit(ops)
+        self.table.commit(ops)?;
+        if self.virtuals.is_none() { self.table.retire_virtuals() } else { Ok(()) }
     }
 
     fn balancer(&mut self, vip: IpAddr) -> &mut Balancer {
         if vip.is_ipv6() { &mut self.vips6 } else { &mut self.vips4 }
     }
+}
+
+/// Gives a VIP its virtual server. The task's own address is not in it: IPVS has no way back into the namespace that a packet
+/// leaves from.
+fn set_virtual(virtuals: &mut TaskVirtuals, plan: &SandboxPlan, vip: IpAddr, service: Option<&VirtualService>, changes: &mut Changes) {
+    let (mirror, others) = virtuals.of(vip);
+    let wanted = service.map(|s| VirtualWanted::new(&s.policy, &s.backends, false, |b| b.task != plan.task));
+    mirror.set(Front::Vip(vip), wanted.as_ref(), changes);
+    let one = service.and_then(|s| s.serving().find(|b| b.task == plan.task).or_else(|| s.serving().next()));
+    others.set(octets(vip), one.map(|b| Some(octets(b.address))), &mut changes.nft);
+}
+
+/// A task's turns among those of its own service. Who chooses by the client, always the same one here, chooses among the
+/// others if there are any.
+fn own_share(service: &VirtualService, task: &TaskId) -> Option<FrontState> {
+    let own = service.serving().find(|b| b.task == *task)?.address;
+    let others = service.serving().count() - 1;
+    let by_client = service.policy.affinity.is_some() || matches!(service.policy.scheduler, Scheduler::SourceHash | Scheduler::Maglev);
+    let turns = std::iter::once(own).chain(std::iter::repeat_n(PASS, others)).collect();
+    (others == 0 || !by_client).then_some(FrontState { scheduler: Scheduler::RoundRobin, affinity: None, targets: turns })
 }
 
 fn find_leg<'a>(interfaces: &'a [Interface], addresses: &[IpAddr]) -> Result<&'a Interface, PlaneError> {

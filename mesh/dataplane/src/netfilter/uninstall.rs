@@ -2,15 +2,16 @@
 
 use std::{net::IpAddr, path::Path};
 
-use swarmesh_kernel::{Family, Kernel, KernelError, Namespace, NftOp};
+use swarmesh_kernel::{Family, IpvsOp, Kernel, KernelError, Namespace, NftOp};
 
 use super::{
     INGRESS_SANDBOX,
     node::forward_rules,
-    table::{IP_FORWARD, ROUTE_LOCALNET, WAS_OFF},
+    table::{IP_FORWARD, IPVS_SWITCHES, RETIRED, ROUTE_LOCALNET, WAS_OFF, our_virtuals},
 };
-use crate::layout::{
-    MARK, MARK_MASK, NEAR_MARK, NEAR_PRIORITY, NEAR_TABLE, RETURN_PRIORITY, RETURN_TABLE, RETURN_VIA4, RETURN_VIA6, TABLE,
+use crate::{
+    layout::{MARK, MARK_MASK, NEAR_MARK, NEAR_PRIORITY, NEAR_TABLE, RETURN_PRIORITY, RETURN_TABLE, RETURN_VIA4, RETURN_VIA6, TABLE},
+    virtuals::{DEFAULT_TIMEOUTS, TIMEOUTS},
 };
 
 /// Clears the namespace that this process is in and every one below `netns_dir`. For each: its name, and whether
@@ -75,6 +76,7 @@ fn clear(ns: &mut dyn Namespace, bridge: Option<&str>) -> Result<bool, KernelErr
     if let Some(bridge) = bridge.filter(|_| chains.contains(&format!("{WAS_OFF}{ROUTE_LOCALNET}"))) {
         ns.sysctl_ensure(&format!("net/ipv4/conf/{bridge}/route_localnet"), "0")?;
     }
+    changed |= clear_ipvs(ns, &chains)?;
     for family in [Family::Inet, Family::Netdev] {
         if ns.chains(family, TABLE)?.is_some() {
             ns.commit(&[NftOp::DeleteTable { family, table: TABLE }])?;
@@ -82,6 +84,33 @@ fn clear(ns: &mut dyn Namespace, bridge: Option<&str>) -> Result<bool, KernelErr
         }
     }
     Ok(changed | remove_way_back(ns)?)
+}
+
+/// Our virtual servers, and what was switched on for them. Docker's are left, and somebody else's.
+fn clear_ipvs(ns: &mut dyn Namespace, chains: &[String]) -> Result<bool, KernelError> {
+    // Asking a kernel that has not loaded its IPVS would load it.
+    let had_virtuals = RETIRED.iter().any(|set| ns.elements(*set).is_ok());
+    if !had_virtuals {
+        return Ok(false);
+    }
+    let servers = match our_virtuals(ns) {
+        Err(KernelError::NotSupported { .. }) => return Ok(false),
+        servers => servers?,
+    };
+    // Nothing may be led to them while they go.
+    let flushes: Vec<NftOp> = RETIRED.into_iter().filter(|set| ns.elements(*set).is_ok()).map(|set| NftOp::FlushSet { set }).collect();
+    ns.commit(&flushes)?;
+    let mut ops: Vec<IpvsOp> = servers.iter().map(|(state, _)| IpvsOp::DeleteVirtual(state.server.id)).collect();
+    if ns.ipvs_timeouts()? == TIMEOUTS {
+        ops.push(IpvsOp::SetTimeouts(DEFAULT_TIMEOUTS));
+    }
+    ns.ipvs_apply(&ops)?.into_iter().collect::<Result<(), _>>()?;
+    for (note, key) in IPVS_SWITCHES {
+        if chains.contains(&format!("{WAS_OFF}{note}")) {
+            ns.sysctl_ensure(key, "0")?;
+        }
+    }
+    Ok(true)
 }
 
 /// Rule, route and neighbour by which answers leave a task for their entry node.

@@ -411,7 +411,10 @@ pub fn path(name: &str) -> PathBuf {
 }
 
 pub fn plane(kernel: &FakeKernel) -> NetfilterPlane {
-    NetfilterPlane::new(Arc::new(kernel.clone()), PlaneConfig { netns_dir: NETNS.into(), node_address: Some(ip("192.0.2.1")) })
+    NetfilterPlane::new(
+        Arc::new(kernel.clone()),
+        PlaneConfig { balancing: swarmesh_dataplane::Balancing::Nft, netns_dir: NETNS.into(), node_address: Some(ip("192.0.2.1")) },
+    )
 }
 
 pub fn sandbox_interfaces() -> Vec<Interface> {

@@ -112,7 +112,7 @@ fn docker_user_may_be_absent_or_come_back() {
 fn a_new_namespace_ends_the_wait_for_it() {
     let dir = tempfile::tempdir().unwrap();
     let world = World::new();
-    let config = PlaneConfig { netns_dir: dir.path().to_owned(), node_address: None };
+    let config = PlaneConfig { balancing: swarmesh_dataplane::Balancing::Nft, netns_dir: dir.path().to_owned(), node_address: None };
     let mut plane = NetfilterPlane::new(Arc::new(world.kernel.clone()), config);
     let mut now = world.now;
     let plan = rich().without_ingress().without_task(1);
