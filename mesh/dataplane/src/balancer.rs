@@ -14,7 +14,7 @@
 //! for loops whenever one changes (nf_tables_api.c, nft_chain_validate); `classes` stays small.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
@@ -289,12 +289,13 @@ impl Balancer {
     }
 
     fn write_live(&self, front: Front, old: &[IpAddr], new: &[IpAddr], ops: &mut Vec<NftOp>) {
-        let (before, after): (HashSet<_>, HashSet<_>) = (old.iter().collect(), new.iter().collect());
-        for gone in old.iter().filter(|a| !after.contains(a)) {
-            ops.push(NftOp::DeleteElement { set: self.sets.live, key: self.live_key(front, *gone) });
+        // An address may stand in several slots, and is live once.
+        let (before, after): (BTreeSet<_>, BTreeSet<_>) = (old.iter().collect(), new.iter().collect());
+        for gone in before.difference(&after) {
+            ops.push(NftOp::DeleteElement { set: self.sets.live, key: self.live_key(front, **gone) });
         }
-        for come in new.iter().filter(|a| !before.contains(a)) {
-            ops.push(NftOp::AddElement { set: self.sets.live, key: self.live_key(front, *come), data: None });
+        for come in after.difference(&before) {
+            ops.push(NftOp::AddElement { set: self.sets.live, key: self.live_key(front, **come), data: None });
         }
     }
 

@@ -106,8 +106,6 @@ struct Mirrored {
     /// As the map of parked ones has it.
     parked: Option<u32>,
     virtual_server: Option<Virtual>,
-    /// Backends that drain, and whose connections have been ended.
-    expelled: HashSet<IpAddr>,
 }
 
 #[derive(Clone, Debug)]
@@ -159,24 +157,20 @@ impl Virtuals {
     /// read again.
     pub(crate) fn set(&mut self, front: Front, wanted: Option<&VirtualWanted>, changes: &mut Changes) {
         let mut held = self.fronts.remove(&front).unwrap_or_default();
-        match wanted.filter(|wanted| !wanted.reals.is_empty()) {
-            Some(wanted) => {
-                held.expelled.retain(|address| wanted.reals.get(address) == Some(&false));
-                match &mut held.virtual_server {
-                    Some(virtual_server) => virtual_server.become_as(wanted, &self.schedulers, &held.expelled, changes),
-                    None => {
-                        let id = VirtualId::Mark { mark: self.number(), v6: self.v6 };
-                        held.virtual_server = Some(Virtual::add(wanted.server(id, &self.schedulers), wanted, changes));
-                    }
+        if let Some(wanted) = wanted {
+            match &mut held.virtual_server {
+                Some(virtual_server) => virtual_server.become_as(wanted, &self.schedulers, changes),
+                None if wanted.reals.values().any(|serves| *serves) => {
+                    let id = VirtualId::Mark { mark: self.number(), v6: self.v6 };
+                    held.virtual_server = Some(Virtual::add(wanted.server(id, &self.schedulers), wanted, changes));
                 }
+                None => {}
             }
-            None => {
-                held.expelled.clear();
-                if let Some(virtual_server) = held.virtual_server.take() {
-                    self.used.remove(&mark_of(virtual_server.server.id));
-                    changes.after.push(IpvsOp::DeleteVirtual(virtual_server.server.id));
-                }
-            }
+        }
+        // One that nobody serves or has connections in.
+        if let Some(idle) = held.virtual_server.take_if(|v| wanted.is_none() || v.reals.is_empty()) {
+            self.used.remove(&mark_of(idle.server.id));
+            changes.after.push(IpvsOp::DeleteVirtual(idle.server.id));
         }
         let number = held.virtual_server.as_ref().map(|v| mark_of(v.server.id));
         let mark = wanted.map(|w| number.filter(|_| w.serves()).unwrap_or(REFUSE_MARK));
@@ -197,7 +191,13 @@ impl Virtuals {
             && let Some(real) = virtual_server.reals.remove(&backend)
         {
             changes.after.push(IpvsOp::DeleteReal { of: virtual_server.server.id, real: real.id });
-            held.expelled.insert(backend);
+        }
+        if let Some(idle) = held.virtual_server.take_if(|v| v.reals.is_empty()) {
+            self.used.remove(&mark_of(idle.server.id));
+            changes.after.push(IpvsOp::DeleteVirtual(idle.server.id));
+            exchange(self.parked, front, &mut held.parked, None, changes);
+            // Nobody was left to serve, so nothing led there.
+            exchange(self.marks, front, &mut held.marked, Some(REFUSE_MARK), changes);
         }
     }
 
@@ -284,35 +284,39 @@ fn exchange(set: SetName, front: Front, held: &mut Option<u32>, wanted: Option<u
 impl Virtual {
     fn add(server: VirtualServer, wanted: &VirtualWanted, changes: &mut Changes) -> Self {
         changes.before.push(IpvsOp::AddVirtual(server.clone()));
-        let reals: BTreeMap<IpAddr, RealServer> =
-            wanted.reals.iter().map(|(address, serves)| (*address, real(*address, *serves))).collect();
-        changes.before.extend(reals.values().map(|real| IpvsOp::AddReal { of: server.id, real: *real }));
-        Self { server, reals }
+        let mut added = Self { server, reals: BTreeMap::new() };
+        added.take_in(wanted, changes);
+        added
     }
 
-    fn become_as(&mut self, wanted: &VirtualWanted, schedulers: &BTreeSet<Scheduler>, expelled: &HashSet<IpAddr>, changes: &mut Changes) {
-        let id = self.server.id;
-        let server = wanted.server(id, schedulers);
+    fn become_as(&mut self, wanted: &VirtualWanted, schedulers: &BTreeSet<Scheduler>, changes: &mut Changes) {
+        let server = wanted.server(self.server.id, schedulers);
         if server != self.server {
             changes.before.push(IpvsOp::SetVirtual(server.clone()));
             self.server = server;
         }
-        for (address, serves) in wanted.reals.iter().filter(|(address, _)| !expelled.contains(address)) {
-            let wanted = real(*address, *serves);
-            match self.reals.get(address) {
-                None => changes.before.push(IpvsOp::AddReal { of: id, real: wanted }),
-                Some(held) if *held == wanted => continue,
-                // Who begins to serve does so before others stop.
-                Some(_) if *serves => changes.before.push(IpvsOp::SetReal { of: id, real: wanted }),
-                Some(_) => changes.after.push(IpvsOp::SetReal { of: id, real: wanted }),
-            }
-            self.reals.insert(*address, wanted);
-        }
-        let gone: Vec<RealId> =
-            self.reals.values().filter(|held| !wanted.reals.contains_key(&held.id.address)).map(|held| held.id).collect();
+        self.take_in(wanted, changes);
+        let gone: Vec<RealId> = self.reals.values().map(|held| held.id).filter(|id| !wanted.reals.contains_key(&id.address)).collect();
         for real in gone {
             self.reals.remove(&real.address);
-            changes.after.push(IpvsOp::DeleteReal { of: id, real });
+            changes.after.push(IpvsOp::DeleteReal { of: self.server.id, real });
+        }
+    }
+
+    fn take_in(&mut self, wanted: &VirtualWanted, changes: &mut Changes) {
+        let of = self.server.id;
+        for (address, serves) in &wanted.reals {
+            let real = real(*address, *serves);
+            match self.reals.get(address) {
+                // One that is not there has no connections to keep.
+                None if !*serves => continue,
+                Some(held) if *held == real => continue,
+                None => changes.before.push(IpvsOp::AddReal { of, real }),
+                // Who begins to serve does so before others stop.
+                Some(_) if *serves => changes.before.push(IpvsOp::SetReal { of, real }),
+                Some(_) => changes.after.push(IpvsOp::SetReal { of, real }),
+            }
+            self.reals.insert(*address, real);
         }
     }
 }

@@ -7,11 +7,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use common::*;
 use proptest::{collection::vec, prelude::*, sample::Index};
-use swarmesh_kernel::{ElementData, NftOp, fake::Call};
+use swarmesh_dataplane::Balancing;
+use swarmesh_kernel::{ElementData, IpvsOp, NftOp, RealServer, fake::Call};
 use swarmesh_model::Protocol;
 use swarmesh_plan::{Policy, Scheduler, SourceMode};
 
-const SETS: [&str; 19] = [
+const SETS: [&str; 25] = [
     "front4",
     "classes4",
     "slot4",
@@ -31,6 +32,12 @@ const SETS: [&str; 19] = [
     "direct",
     "front4",
     "slot4",
+    "marks4",
+    "marks6",
+    "parked4",
+    "parked6",
+    "other4",
+    "other6",
 ];
 
 fn policies(kind: u8) -> Policy {
@@ -128,11 +135,15 @@ enum Step {
     /// A plan, with calls that fail meanwhile: namespace, call, errno.
     Apply(Shape, Vec<(Index, Index, Index)>),
     Restart,
+    /// To the other plane.
+    Switch,
     Retry,
     Wait(u16),
     Audit,
     /// Elements that a stranger deletes or changes.
     Damage(Vec<(Index, Index, Index, bool)>),
+    /// A virtual server, or one of its real servers, that a stranger deletes or changes.
+    DamageIpvs(Index, Index, Index, u8),
     Lose(Index),
 }
 
@@ -140,15 +151,19 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (shape(), vec(any::<(Index, Index, Index)>(), 0..3)).prop_map(|(s, f)| Step::Apply(s, f)),
         1 => Just(Step::Restart),
+        1 => Just(Step::Switch),
         2 => Just(Step::Retry),
         2 => (0u16..40_000).prop_map(Step::Wait),
         1 => Just(Step::Audit),
         2 => vec(any::<(Index, Index, Index, bool)>(), 1..5).prop_map(Step::Damage),
+        1 => (any::<Index>(), any::<Index>(), any::<Index>(), 0u8..3).prop_map(|(v, s, r, how)| Step::DamageIpvs(v, s, r, how)),
         1 => any::<Index>().prop_map(Step::Lose),
     ]
 }
 
-const CALLS: [Call; 10] = [
+const CALLS: [Call; 12] = [
+    Call::Ipvs,
+    Call::IpvsOp,
     Call::Open,
     Call::OpenMonitor,
     Call::LoadScript,
@@ -184,6 +199,28 @@ impl Step {
                 world.apply(plan);
             }
             Self::Restart => world.restart(),
+            Self::Switch => {
+                let other = if world.balancing == Balancing::Nft { ipvs() } else { Balancing::Nft };
+                world.switch(other);
+            }
+            Self::DamageIpvs(view, server, real, how) => {
+                let views: Vec<_> = world.views().into_values().collect();
+                let view = view.get(&views);
+                let servers = view.ipvs();
+                if servers.is_empty() {
+                    return;
+                }
+                let (server, reals) = server.get(&servers);
+                let op = match (how, reals.is_empty()) {
+                    (0, _) | (_, true) => IpvsOp::DeleteVirtual(server.id),
+                    (1, _) => IpvsOp::DeleteReal { of: server.id, real: real.get(reals).id },
+                    _ => {
+                        let real = real.get(reals);
+                        IpvsOp::SetReal { of: server.id, real: RealServer { weight: 1 - real.weight, ..*real } }
+                    }
+                };
+                view.ipvs_as_stranger(&op).unwrap();
+            }
             Self::Retry => world.retry(),
             Self::Wait(millis) => world.after(Duration::from_millis((*millis).into())),
             Self::Audit => world.plane.audit(world.now),
@@ -227,6 +264,7 @@ proptest! {
         world.retry();
         // Faults that no call has met yet must not count against what follows; each call takes one.
         for _ in 0..24 {
+            // IPVS tells nobody what is done to it: the audit sees it.
             world.plane.audit(world.now);
             world.retry();
         }
@@ -250,12 +288,12 @@ proptest! {
 
     /// A change of the plan reaches the places that it is about, and costs them one commit.
     #[test]
-    fn a_change_is_one_commit_where_it_belongs(before in shape(), after in shape()) {
+    fn a_change_is_one_commit_where_it_belongs(virtual_servers in any::<bool>(), before in shape(), after in shape()) {
         let (before, mut after) = (before, after);
         after.tasks.clone_from(&before.tasks);
         (after.ingress, after.ports) = (before.ingress, before.ports.clone());
         after.refuse = before.refuse;
-        let mut world = World::with(before.plan());
+        let mut world = World::with_on(if virtual_servers { ipvs() } else { Balancing::Nft }, before.plan());
         world.forget_records();
         world.apply(after.plan());
         world.settled();

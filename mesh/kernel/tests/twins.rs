@@ -274,6 +274,14 @@ fn scripts() -> Vec<Row> {
         again("a chain that a text rule leads to is not deleted", {
             vec![("table inet mesh {\n chain caller {\n meta nfproto ipv4 goto pick\n }\n}", Done), ("delete chain inet mesh pick", Script)]
         }),
+        again("a map that a rule looks into is not deleted", {
+            vec![
+                ("table inet mesh {\n chain caller {\n meta mark set ip daddr map @front\n }\n}", Done),
+                ("delete map inet mesh front", Script),
+            ]
+        }),
+        again("a map that no rule looks into is deleted, with its elements", vec![("delete map inet mesh front", Done)]),
+        again("deleting no such map is refused", vec![("delete map inet mesh absent", Script)]),
         again("a set is flushed", vec![("flush map inet mesh front", Done)]),
         again("a refused script changes nothing", vec![("flush map inet mesh front\ndelete chain inet mesh absent", Script)]),
         again("a set of another type is refused", vec![("table inet mesh {\n map front { type ipv6_addr : mark; }\n}", Script)]),

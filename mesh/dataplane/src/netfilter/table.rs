@@ -60,19 +60,22 @@ pub(crate) fn release(kernel: &dyn Kernel, path: Option<&Path>, sets: &[SetName]
         Err(KernelError::NamespaceGone { .. }) => return Ok(Counts::default()),
         opened => opened?,
     };
+    let mut counts = Counts::default();
     let filled = filled(&mut *ns, sets)?;
-    if filled.is_empty() {
-        return Ok(Counts::default());
+    if !filled.is_empty() {
+        let ops: Vec<NftOp> = filled.iter().map(|set| NftOp::FlushSet { set: *set }).collect();
+        ns.commit(&ops)?;
+        counts.add(Counts { commits: 1, operations: ops.len() as u64 });
     }
-    let ops: Vec<NftOp> = filled.iter().map(|set| NftOp::FlushSet { set: *set }).collect();
-    ns.commit(&ops)?;
-    // Only who was led there needs to be looked for.
-    if filled.iter().any(|set| RETIRED.contains(set)) {
-        let servers = our_virtuals(&mut *ns)?;
+    // Where there never were virtual servers, the kernel is not asked for any: asking loads its modules.
+    let had_virtuals = sets.iter().any(|set| RETIRED.contains(set) && ns.elements(*set).is_ok());
+    let servers = if had_virtuals { our_virtuals(&mut *ns)? } else { Vec::new() };
+    if !servers.is_empty() {
         let ops: Vec<IpvsOp> = servers.iter().map(|(state, _)| IpvsOp::DeleteVirtual(state.server.id)).collect();
         ns.ipvs_apply(&ops)?.into_iter().collect::<Result<(), _>>()?;
+        counts.add(Counts { commits: 1, operations: ops.len() as u64 });
     }
-    Ok(Counts { commits: 1, operations: ops.len() as u64 })
+    Ok(counts)
 }
 
 /// Those that are there and not empty.

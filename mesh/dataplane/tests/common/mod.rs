@@ -11,9 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use swarmesh_dataplane::{NetfilterPlane, PlaceState, PlaneConfig};
+use swarmesh_dataplane::{Balancing, NetfilterPlane, PlaceState, PlaneConfig};
 use swarmesh_kernel::{
-    DefaultRoute, ElementData, Family, Interface, SetName,
+    DefaultRoute, ElementData, Family, Interface, SetName, VirtualId,
     fake::{FakeKernel, FakeRule, FakeView},
 };
 use swarmesh_model::{Protocol, TaskId};
@@ -186,6 +186,7 @@ pub fn rich() -> Plan {
 pub struct World {
     pub kernel: FakeKernel,
     pub plane: NetfilterPlane,
+    pub balancing: Balancing,
     pub plan: Plan,
     pub now: Instant,
 }
@@ -193,6 +194,10 @@ pub struct World {
 impl World {
     /// With DOCKER-USER and the ingress sandbox, without tasks.
     pub fn new() -> Self {
+        Self::on(Balancing::Nft)
+    }
+
+    pub fn on(balancing: Balancing) -> Self {
         let kernel = FakeKernel::new();
         let here = kernel.here();
         here.set_interfaces(vec![
@@ -201,7 +206,7 @@ impl World {
             interface(3, "docker_gwbridge", Some("bridge"), &["172.18.0.1/16"]),
         ]);
         here.set_docker_user(false, true);
-        let world = Self { plane: plane(&kernel), kernel, plan: Plan::default(), now: Instant::now() };
+        let world = Self { plane: plane(&kernel, &balancing), kernel, balancing, plan: Plan::default(), now: Instant::now() };
         world.add_sandbox();
         world
     }
@@ -224,7 +229,11 @@ impl World {
 
     /// With the namespaces of all tasks of the plan, and all of it applied.
     pub fn with(plan: Plan) -> Self {
-        let mut world = Self::new();
+        Self::with_on(Balancing::Nft, plan)
+    }
+
+    pub fn with_on(balancing: Balancing, plan: Plan) -> Self {
+        let mut world = Self::on(balancing);
         world.add_boxes(&plan);
         world.apply(plan);
         world.settled();
@@ -248,9 +257,15 @@ impl World {
 
     /// Another agent over the same kernel.
     pub fn restart(&mut self) {
-        self.plane = plane(&self.kernel);
+        self.plane = plane(&self.kernel, &self.balancing);
         let plan = std::mem::take(&mut self.plan);
         self.apply(plan);
+    }
+
+    /// The same with another plane.
+    pub fn switch(&mut self, balancing: Balancing) {
+        self.balancing = balancing;
+        self.restart();
     }
 
     pub fn after(&mut self, time: Duration) {
@@ -331,7 +346,7 @@ impl World {
     /// says.
     pub fn is_exact(&self) {
         self.settled();
-        let fresh = Self::with(self.plan.clone());
+        let fresh = Self::with_on(self.balancing.clone(), self.plan.clone());
         let (mine, wanted) = (self.meaning(), fresh.meaning());
         assert_eq!(mine.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>());
         for (name, wanted) in &wanted {
@@ -340,12 +355,57 @@ impl World {
             assert_eq!(mine.plain, wanted.plain, "plain sets of {name}");
             // A plane that was never here leaves no table; one that has nothing to do any more may leave an empty one.
             if !wanted.rules.is_empty() {
-                assert_eq!(mine.strays, BTreeSet::new(), "{name} holds what means nothing");
+                // What virtual servers stand in for lies idle there, and is put right before it is used again.
+                let idle = self.balancing != Balancing::Nft && name == "ingress";
+                assert!(idle || mine.strays.is_empty(), "{name} holds what means nothing: {:?}", mine.strays);
                 assert_eq!(mine.rules, wanted.rules, "rules of {name}");
                 assert_eq!(mine.routing, wanted.routing, "routing of {name}");
             }
         }
-        self.is_planned();
+        match self.balancing {
+            Balancing::Nft => self.is_planned(),
+            Balancing::Ipvs { .. } => self.has_planned_virtuals(),
+        }
+    }
+
+    /// Virtual servers as the plan says, and no others of ours.
+    fn has_planned_virtuals(&self) {
+        let wanted = |policy: &Policy, backends: Vec<&Backend>, refuse: bool| {
+            let serving: BTreeSet<IpAddr> = backends.iter().map(|b| b.address).collect();
+            (!refuse && !serving.is_empty()).then(|| Virtual {
+                scheduler: match policy.scheduler {
+                    Scheduler::RoundRobin | Scheduler::Random => "rr",
+                    Scheduler::WeightedRoundRobin => "wrr",
+                    Scheduler::LeastConnections => "lc",
+                    Scheduler::WeightedLeastConnections => "wlc",
+                    Scheduler::Maglev => "mh",
+                    Scheduler::SourceHash => "sh",
+                }
+                .to_owned(),
+                affinity: policy.affinity,
+                serving,
+            })
+        };
+        for sandbox in self.plan.0.sandboxes.values() {
+            let vips = sandbox.networks.iter().filter_map(|n| self.plan.0.networks.get(n)).flatten();
+            let all = vips.map(|(vip, service)| {
+                let others = service.serving().filter(|b| b.task != sandbox.task).collect();
+                ((vip.is_ipv6(), octets(*vip)), wanted(&service.policy, others, false))
+            });
+            assert_eq!(Virtual::of(&self.views()[&sandbox.sandbox]), all.collect(), "{}", sandbox.name);
+        }
+        let mut ports = BTreeMap::new();
+        for ((protocol, port), published) in &self.plan.0.published {
+            let [high, low] = port.to_be_bytes();
+            let key = vec![protocol.number(), 0, 0, 0, high, low, 0, 0];
+            for v6 in [false, true] {
+                let serving = published.serving().filter(|b| b.address.is_ipv6() == v6).collect();
+                ports.insert((v6, key.clone()), wanted(&published.policy, serving, published.refuse));
+            }
+        }
+        if let Some(view) = self.views().get("ingress") {
+            assert_eq!(Virtual::of(view), ports, "ingress");
+        }
     }
 
     /// Compares with the plan, read without the plane's code.
@@ -410,10 +470,22 @@ pub fn path(name: &str) -> PathBuf {
     PathBuf::from(NETNS).join(name)
 }
 
-pub fn plane(kernel: &FakeKernel) -> NetfilterPlane {
+pub fn ipvs() -> Balancing {
+    let all = [
+        Scheduler::RoundRobin,
+        Scheduler::WeightedRoundRobin,
+        Scheduler::LeastConnections,
+        Scheduler::WeightedLeastConnections,
+        Scheduler::SourceHash,
+        Scheduler::Maglev,
+    ];
+    Balancing::Ipvs { schedulers: Arc::new(BTreeSet::from(all)) }
+}
+
+pub fn plane(kernel: &FakeKernel, balancing: &Balancing) -> NetfilterPlane {
     NetfilterPlane::new(
         Arc::new(kernel.clone()),
-        PlaneConfig { balancing: swarmesh_dataplane::Balancing::Nft, netns_dir: NETNS.into(), node_address: Some(ip("192.0.2.1")) },
+        PlaneConfig { balancing: balancing.clone(), netns_dir: NETNS.into(), node_address: Some(ip("192.0.2.1")) },
     )
 }
 
@@ -461,6 +533,56 @@ fn picked(policy: &Policy, targets: impl Iterator<Item = IpAddr>) -> Picked {
     (format!("{scheduler}{affinity}"), targets)
 }
 
+/// A virtual server that a frontend leads to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Virtual {
+    pub scheduler: String,
+    pub affinity: Option<Duration>,
+    /// Real servers with a weight.
+    pub serving: BTreeSet<IpAddr>,
+}
+
+impl Virtual {
+    /// By family and key, what each frontend leads to; `None` is refused. Fails on what leads nowhere, and on virtual servers
+    /// that nobody is led to or has been.
+    pub fn of(view: &FakeView) -> BTreeMap<(bool, Vec<u8>), Option<Self>> {
+        let mut servers: BTreeMap<(bool, u32), _> = BTreeMap::new();
+        for (server, reals) in view.ipvs() {
+            if let VirtualId::Mark { mark, v6 } = server.id
+                && mark.get() >> 24 == 0x4d
+            {
+                servers.insert((v6, mark.get()), (server, reals));
+            }
+        }
+        let mut fronts = BTreeMap::new();
+        for (v6, marks, parked) in [(false, "marks4", "parked4"), (true, "marks6", "parked6")] {
+            let read = |name| {
+                let value = |data: Option<ElementData>| match data {
+                    Some(ElementData::Value(bytes)) => u32::from_ne_bytes(bytes.try_into().unwrap()),
+                    other => panic!("not a mark: {other:?}"),
+                };
+                view.elements(set(name)).into_iter().map(|e| (e.key, value(e.data))).collect::<BTreeMap<_, _>>()
+            };
+            for (key, mark) in read(marks) {
+                let led_to =
+                    (mark != 0x4d00_0000).then(|| servers.remove(&(v6, mark)).unwrap_or_else(|| panic!("{mark:#x} leads nowhere")));
+                let virtual_server = led_to.map(|(server, reals)| Self {
+                    scheduler: server.scheduler.name().to_owned(),
+                    affinity: server.persistence.map(|p| p.timeout),
+                    serving: reals.iter().filter(|r| r.weight > 0).map(|r| r.id.address).collect(),
+                });
+                fronts.insert((v6, key), virtual_server);
+            }
+            for (key, mark) in read(parked) {
+                assert_eq!(fronts.get(&(v6, key.clone())), Some(&None), "{key:?} is parked and serves");
+                assert!(servers.remove(&(v6, mark)).is_some(), "{mark:#x} is parked nowhere");
+            }
+        }
+        assert!(servers.is_empty(), "nobody is led to {:?}", servers.keys());
+        fronts
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Meaning {
     /// By family and key.
@@ -479,7 +601,7 @@ impl Meaning {
             Self { fronts: BTreeMap::new(), plain: BTreeMap::new(), rules: BTreeMap::new(), routing: Vec::new(), strays: BTreeSet::new() };
         meaning.walk(view, false);
         meaning.walk(view, true);
-        for name in ["port4", "port6", "near", "direct", "hidden", "published", "bound"] {
+        for name in ["port4", "port6", "near", "direct", "hidden", "published", "bound", "other4", "other6"] {
             let elements: BTreeMap<_, _> = view.elements(set(name)).into_iter().map(|e| (e.key, e.data)).collect();
             if !elements.is_empty() {
                 meaning.plain.insert(name, elements);
@@ -487,7 +609,9 @@ impl Meaning {
         }
         for family in [Family::Inet, Family::Netdev] {
             let chains = view.chains(family, "swarmesh").unwrap_or_default();
-            for chain in chains.iter().filter(|c| !c.starts_with("pick") && !c.starts_with("was_off_")) {
+            // The balancer's chains may outlive it by the plane that stands in for it.
+            let is_fixed = |c: &&String| !["pick", "was_off_", "dispatch"].iter().any(|start| c.starts_with(start));
+            for chain in chains.iter().filter(is_fixed) {
                 meaning.rules.insert(format!("{family} {chain}"), view.rules(family, "swarmesh", chain));
             }
         }

@@ -130,6 +130,15 @@ impl<'a> Parser<'a> {
                 self.events.push(NftEvent::ChainDeleted { family, table, chain: chain.to_owned(), port: self.port });
                 found.chains.remove(chain).is_some()
             }
+            "map" | "set" => {
+                let set = self.name()?;
+                let Some(found) = self.tables.0.get_mut(&(family, table.clone())) else { return refused("no such table") };
+                if found.is_looked_into(set) {
+                    return refused(format!("{what} {set} is in use"));
+                }
+                self.events.push(NftEvent::SetDeleted { family, table, set: set.to_owned(), port: self.port });
+                found.sets.remove(set).is_some()
+            }
             _ => return refused(format!("the fake does not know 'delete {what}'")),
         };
         if gone || tolerant { Ok(()) } else { refused(format!("delete {what}: no such {what}")) }

@@ -196,6 +196,19 @@ impl Table {
             || by_element.flatten().any(|data| matches!(data, ElementData::Goto(target) if target == chain))
     }
 
+    /// True if a rule names the set.
+    pub(super) fn is_looked_into(&self, name: &str) -> bool {
+        let names = |expression: &Expr| match expression {
+            Expr::Lookup { set, .. } | Expr::LookupVerdict { set, .. } | Expr::Dynset { set, .. } => *set == name,
+            _ => false,
+        };
+        let word = format!("@{name}");
+        self.chains.values().flat_map(|chain| chain.rules.iter()).any(|rule| match rule {
+            FakeRule::Op(_, expressions) => expressions.iter().any(names),
+            FakeRule::Text(text) => text.split_whitespace().any(|part| part == word),
+        })
+    }
+
     /// What nf_tables checks when an expression is initialised.
     fn check(&self, op: &NftOp, expression: &Expr) -> Result<(), KernelError> {
         match expression {
