@@ -20,8 +20,8 @@ use super::{
 };
 use crate::swarm::Changes;
 
-/// The longest that the supervisor can be busy with one thing.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest that the supervisor can be busy with one thing, such as twenty new tasks on an emulated machine.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A request, and where its replies go. Dropping the sender ends the conversation.
 #[derive(Debug)]

@@ -20,7 +20,7 @@ use crate::runtime::{
 };
 
 const PAUSE: Duration = Duration::from_millis(100);
-const LISTEN: Duration = Duration::from_secs(2);
+const LISTEN: Duration = Duration::from_secs(20);
 /// The agent's admin API, on its node's loopback.
 const ADMIN_PORT: u16 = 9790;
 
