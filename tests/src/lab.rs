@@ -14,9 +14,13 @@ use serde_json::Value;
 use crate::{
     load::{field, request},
     netns::within,
+    patience::patient,
+    plane::plane,
 };
 
+const UP: Duration = Duration::from_secs(120);
 const PATIENCE: Duration = Duration::from_secs(5);
+const SILENCE: Duration = Duration::from_millis(1500);
 
 /// The built program: `SWARMESH_BIN`, or what cargo built beside the test.
 pub fn program() -> PathBuf {
@@ -41,8 +45,9 @@ impl Lab {
         let lab = Self { name: name.to_owned(), stacks: tempfile::tempdir()? };
         lab.down()?;
         let file = lab.write_stack(stack)?;
-        let nodes = nodes.to_string();
-        let mut words = vec!["up", "--nodes", &nodes, "--stack-name", "t", "--wait", "--file", &file];
+        let (nodes, plane, limit) = (nodes.to_string(), plane().to_string(), patient(UP).as_secs().to_string());
+        let mut words = vec!["up", "--nodes", &nodes, "--stack-name", "t", "--file", &file];
+        words.extend(["--plane", &plane, "--wait", "--wait-timeout", &limit]);
         words.extend(arguments);
         lab.lab(&words)?;
         Ok(lab)
@@ -177,8 +182,8 @@ impl Lab {
     }
 
     pub fn api(&self, node: &str, path: &str) -> Result<(u16, String)> {
-        let url = format!("http://127.0.0.1:9790{path}");
-        let printed = self.run(node, &["curl", "--silent", "--show-error", "--max-time", "5", "--write-out", "\n%{http_code}", &url])?;
+        let (url, limit) = (format!("http://127.0.0.1:9790{path}"), patient(PATIENCE).as_secs().to_string());
+        let printed = self.run(node, &["curl", "--silent", "--show-error", "--max-time", &limit, "--write-out", "\n%{http_code}", &url])?;
         let (body, code) = printed.rsplit_once('\n').context("no status code")?;
         Ok((code.parse()?, body.to_owned()))
     }
@@ -211,9 +216,10 @@ impl Lab {
         Ok(())
     }
 
-    /// Polls until `done`, for 30 s at most.
+    /// Polls until `done`, for 30 s at most on an ordinary machine.
     pub fn wait(&self, what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
-        let end = Instant::now() + Duration::from_secs(30);
+        let limit = patient(Duration::from_secs(30));
+        let end = Instant::now() + limit;
         loop {
             let outcome = done();
             if matches!(outcome, Ok(true)) {
@@ -221,7 +227,7 @@ impl Lab {
             }
             if Instant::now() > end {
                 outcome.with_context(|| format!("waited in vain until {what}"))?;
-                bail!("waited 30 s in vain until {what}");
+                bail!("waited {} s in vain until {what}", limit.as_secs());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -273,14 +279,14 @@ fn find_number(value: &Value, key: &str) -> Option<u64> {
 
 /// One HTTP request from the namespace at `path`.
 pub fn get_in(path: &Path, target: SocketAddr) -> Result<String> {
-    within(path, move || request(target, PATIENCE))?.with_context(|| format!("GET http://{target}/"))
+    within(path, move || request(target, patient(PATIENCE)))?.with_context(|| format!("GET http://{target}/"))
 }
 
 pub fn spread_in(path: &Path, target: SocketAddr, count: usize) -> Result<std::collections::BTreeMap<String, usize>> {
     within(path, move || {
         let mut tasks = std::collections::BTreeMap::new();
         for _ in 0..count {
-            let answer = request(target, PATIENCE)?;
+            let answer = request(target, patient(PATIENCE))?;
             *tasks.entry(field(&answer, "task").unwrap_or_default()).or_default() += 1;
         }
         std::io::Result::Ok(tasks)
@@ -299,10 +305,12 @@ pub enum Knock {
 }
 
 pub fn knock_tcp(path: &Path, target: SocketAddr) -> Result<Knock> {
-    knock_tcp_for(path, target, Duration::from_millis(1500))
+    knock_tcp_for(path, target, SILENCE)
 }
 
-pub fn knock_tcp_for(path: &Path, target: SocketAddr, patience: Duration) -> Result<Knock> {
+/// What does not answer within `silence` is silent.
+pub fn knock_tcp_for(path: &Path, target: SocketAddr, silence: Duration) -> Result<Knock> {
+    let patience = patient(silence);
     within(path, move || match TcpStream::connect_timeout(&target, patience) {
         Ok(_) => Ok(Knock::Open),
         Err(e)
@@ -329,7 +337,7 @@ pub fn udp_socket(target: SocketAddr) -> std::io::Result<UdpSocket> {
     let local: SocketAddr = if target.is_ipv6() { ([0u16; 8], 0).into() } else { ([0, 0, 0, 0], 0).into() };
     let socket = UdpSocket::bind(local)?;
     socket.connect(target)?;
-    socket.set_read_timeout(Some(Duration::from_millis(1500)))?;
+    socket.set_read_timeout(Some(patient(SILENCE)))?;
     Ok(socket)
 }
 
@@ -358,8 +366,9 @@ pub struct Held {
 impl Held {
     /// Opens it in the namespace at `path`; the socket stays there.
     pub fn open(path: &Path, target: SocketAddr) -> Result<Self> {
-        let stream = within(path, move || TcpStream::connect_timeout(&target, PATIENCE))?.with_context(|| format!("connect {target}"))?;
-        stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+        let stream =
+            within(path, move || TcpStream::connect_timeout(&target, patient(PATIENCE)))?.with_context(|| format!("connect {target}"))?;
+        stream.set_read_timeout(Some(patient(Duration::from_secs(3))))?;
         let mut held = Self { stream, greeting: String::new() };
         held.stream.write_all(b"hello\n")?;
         held.greeting = held.line()?;

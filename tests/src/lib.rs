@@ -8,5 +8,7 @@ pub mod lab;
 pub mod load;
 pub mod names;
 pub mod netns;
+pub mod patience;
+pub mod plane;
 pub mod rows;
 pub mod stray;

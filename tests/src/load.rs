@@ -14,7 +14,10 @@ use std::{
 
 use anyhow::Result;
 
-use crate::netns::spawn_within;
+use crate::{
+    netns::spawn_within,
+    patience::{patient, rate},
+};
 
 /// How the connections of a run ended.
 #[derive(Clone, Debug, Default)]
@@ -37,9 +40,9 @@ pub struct Load {
 }
 
 impl Load {
-    /// `rate` connections a second in all from the namespace at `path`, to each of `targets` in turn: connect, one HTTP
+    /// `per_second` connections in all, on an ordinary machine, from the namespace at `path`, to each of `targets` in turn: connect, one HTTP
     /// request, the answer read to its end. Eight threads, so that a slow answer does not hold up the others.
-    pub fn start(path: &Path, targets: Vec<SocketAddr>, rate: u32) -> Result<Self> {
+    pub fn start(path: &Path, targets: Vec<SocketAddr>, per_second: u32) -> Result<Self> {
         const THREADS: u32 = 8;
         let stop = Arc::new(AtomicBool::new(false));
         let outcome = Arc::new(Mutex::new(Outcome::default()));
@@ -47,7 +50,7 @@ impl Load {
         let start = Instant::now();
         for number in 0..THREADS {
             let (stop, outcome, targets) = (Arc::clone(&stop), Arc::clone(&outcome), targets.clone());
-            let pause = Duration::from_secs(1) * THREADS / rate.max(1);
+            let pause = Duration::from_secs(1).mul_f64(f64::from(THREADS) / rate(per_second.max(1)));
             let handle = spawn_within(path, move || {
                 let mut due = start + pause * number / THREADS;
                 let mut turn = number as usize;
@@ -56,7 +59,7 @@ impl Load {
                     due += pause;
                     let target = targets[turn % targets.len()];
                     turn += 1;
-                    let result = request(target, Duration::from_secs(5));
+                    let result = request(target, patient(Duration::from_secs(5)));
                     let Ok(mut outcome) = outcome.lock() else { return };
                     outcome.attempted += 1;
                     match result {

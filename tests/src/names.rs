@@ -19,7 +19,10 @@ use hickory_proto::{
     serialize::binary::BinEncodable,
 };
 
-use crate::netns::{spawn_within, within};
+use crate::{
+    netns::{spawn_within, within},
+    patience::patient,
+};
 
 const RESOLVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11)), 53);
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -56,7 +59,7 @@ pub fn ask(namespace: &Path, message: &Message) -> Result<Message> {
 
 /// Asks on a socket that is connected to the resolver.
 pub fn ask_on(socket: &UdpSocket, bytes: &[u8]) -> Result<Message> {
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(patient(PATIENCE)))?;
     socket.send(bytes)?;
     let mut room = vec![0; 65_535];
     let len = socket.recv(&mut room).context("no answer")?;
@@ -67,8 +70,8 @@ pub fn ask_on(socket: &UdpSocket, bytes: &[u8]) -> Result<Message> {
 pub fn ask_tcp(namespace: &Path, messages: &[Message]) -> Result<Vec<Message>> {
     let messages: Vec<Vec<u8>> = messages.iter().map(BinEncodable::to_bytes).collect::<Result<_, _>>()?;
     within(namespace, move || {
-        let mut stream = TcpStream::connect_timeout(&RESOLVER, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut stream = TcpStream::connect_timeout(&RESOLVER, patient(PATIENCE))?;
+        stream.set_read_timeout(Some(patient(PATIENCE)))?;
         for message in &messages {
             stream.write_all(&u16::try_from(message.len())?.to_be_bytes())?;
             stream.write_all(message)?;

@@ -14,6 +14,7 @@ use swarmesh_tests::{
     lab::{Held, Knock, Lab, ask, ask_udp, knock_tcp, knock_tcp_for, spread_in, udp_socket},
     load::field,
     netns::{generation, within},
+    patience::patient,
     rows::{Row, run, run_some},
 };
 
@@ -118,7 +119,7 @@ const ROWS: &[Row<Lab>] = &[
             let start = Instant::now();
             ensure!(knock_tcp(namespace, "[::1]:7000".parse()?)? == Knock::Refused, "[::1] on {node}, TCP");
             ensure!(ask_udp(namespace, "[::1]:7000".parse()?, "x")? == Err(Knock::Refused), "[::1] on {node}, UDP");
-            ensure!(start.elapsed() < Duration::from_secs(1), "[::1] on {node} took {:?}", start.elapsed());
+            ensure!(start.elapsed() < patient(Duration::from_secs(1)), "[::1] on {node} took {:?}", start.elapsed());
         }
         Ok(())
     }),
@@ -204,7 +205,7 @@ const ROWS: &[Row<Lab>] = &[
             ensure!(knock_tcp(&namespace, tcp)? == Knock::Refused, "tcp {tcp}");
             let answer = ask_udp(&namespace, udp, "x")?;
             ensure!(answer == Err(Knock::Refused), "udp {udp}: {answer:?}");
-            ensure!(start.elapsed() < Duration::from_secs(1), "refused after {:?}", start.elapsed());
+            ensure!(start.elapsed() < patient(Duration::from_secs(1)), "refused after {:?}", start.elapsed());
         }
         Ok(())
     }),
@@ -240,7 +241,7 @@ const ROWS: &[Row<Lab>] = &[
             lab.lab(&["kill", &task])?;
             let start = Instant::now();
             while !matches!(ask(&socket, "x")?, Ok(answer) if !answer.starts_with(&task)) {
-                ensure!(start.elapsed() < Duration::from_secs(10), "the flow to {target} still goes to {task}");
+                ensure!(start.elapsed() < patient(Duration::from_secs(10)), "the flow to {target} still goes to {task}");
             }
             lab.wait("three tasks again", || Ok(lab.tasks("web")?.len() == 3 && lab.all_tasks("web")?.len() == 3))?;
         }
@@ -269,7 +270,7 @@ const ROWS: &[Row<Lab>] = &[
             } else {
                 let start = Instant::now();
                 while connection.talk().is_ok() {
-                    ensure!(start.elapsed() < Duration::from_secs(10), "a connection outlives its drain of 2 s");
+                    ensure!(start.elapsed() < patient(Duration::from_secs(10)), "a connection outlives its drain of 2 s");
                     std::thread::sleep(Duration::from_millis(100));
                 }
             }
@@ -290,7 +291,7 @@ const ROWS: &[Row<Lab>] = &[
             lab.lab(&["agent", node, "restart"])?;
         }
         lab.settled(&NODES)?;
-        std::thread::sleep(Duration::from_millis(500));
+        std::thread::sleep(patient(Duration::from_millis(500)));
         for (before, after) in before.iter().zip(&generations()?) {
             let new: Vec<&str> = after.lines().filter(|l| !before.lines().any(|b| b == *l)).collect();
             ensure!(before == after, "written: {new:?}");
@@ -310,7 +311,7 @@ const ROWS: &[Row<Lab>] = &[
             while open < 3 {
                 let knock = knock_tcp_for(&from, target, Duration::from_millis(100))?;
                 open = if knock == Knock::Open { open + 1 } else { 0 };
-                ensure!(start.elapsed() < Duration::from_secs(2), "{}: not healed, {knock:?}", namespace.display());
+                ensure!(start.elapsed() < patient(Duration::from_secs(2)), "{}: not healed, {knock:?}", namespace.display());
             }
         }
         Ok(())

@@ -14,6 +14,7 @@ use swarmesh_tests::{
     lab::{Held, Knock, Lab, ask, ask_udp, knock_tcp, spread_in, udp_socket},
     load::{Load, Outcome},
     netns::within,
+    patience::patient,
     rows::{Row, run},
 };
 
@@ -217,7 +218,7 @@ const ROWS: &[Row<Lab>] = &[
                 {
                     break;
                 }
-                ensure!(start.elapsed() < Duration::from_secs(5), "the flow to {target} still goes to {task}");
+                ensure!(start.elapsed() < patient(Duration::from_secs(5)), "the flow to {target} still goes to {task}");
             }
             wait_for_tasks(lab, "web", 6)?;
         }
@@ -385,6 +386,7 @@ fn life_rows() {
 fn e42_custom_and_missing_ingress() {
     let stack = "services:\n  web:\n    image: x\n    networks: [back]\n    deploy: {replicas: 2}\nnetworks:\n  back:\n";
     let lab = Lab::up("noingress", 2, stack, &["--ingress", "none"]).unwrap();
+    lab.settled(&NODES[..2]).unwrap();
     let task = lab.tasks("web").unwrap().remove(0);
     let vip = lab.vip("web", "back").unwrap();
     assert!(lab.get_from_task(&task, SocketAddr::new(vip, 80)).is_ok(), "VIPs need no ingress network");
@@ -393,6 +395,7 @@ fn e42_custom_and_missing_ingress() {
     drop(lab);
 
     let lab = Lab::up("owningress", 2, published, &["--ingress", "my-mesh"]).unwrap();
+    lab.settled(&NODES[..2]).unwrap();
     let snapshot = lab.snapshot().unwrap();
     let ingress = snapshot["networks"].as_array().unwrap().iter().find(|n| n["ingress"] == true).unwrap();
     assert_eq!(ingress["name"], "my-mesh");

@@ -17,6 +17,8 @@ use swarmesh_tests::{
     lab::{Held, Knock, Lab, ask, ask_udp, knock_tcp, knock_tcp_for, udp_socket},
     load::field,
     netns::{generation, within},
+    patience::patient,
+    plane::nft_only,
     rows::{Row, run, run_some},
     stray::inject,
 };
@@ -150,6 +152,7 @@ const ROWS: &[Row<Lab>] = &[
         Ok(())
     }),
     ("S33 a task of the entry node is reached past the ingress sandbox, in turn with the others", |lab| {
+        nft_only("its balancer is in the ingress sandbox, and nothing goes past it")?;
         let home = |task: &str| -> Result<String> {
             let tasks = lab.tasks("web")?;
             let task = tasks.iter().find(|t| name(t) == task).with_context(|| format!("{task} is no task"))?;
@@ -213,10 +216,11 @@ const ROWS: &[Row<Lab>] = &[
         let listener = within(&lab.task_namespace(&task), move || TcpListener::bind((address, 90)))??;
         for index in [(own + 1) % 3, own] {
             let target = at(node_address(index), 7010);
-            let mut client = within(&lab.namespace("client1"), move || TcpStream::connect_timeout(&target, Duration::from_secs(2)))?
-                .with_context(|| format!("through node {}, the task is on {home}", index + 1))?;
+            let mut client =
+                within(&lab.namespace("client1"), move || TcpStream::connect_timeout(&target, patient(Duration::from_secs(2))))?
+                    .with_context(|| format!("through node {}, the task is on {home}", index + 1))?;
             let (mut server, _) = listener.accept()?;
-            client.set_read_timeout(Some(Duration::from_millis(400)))?;
+            client.set_read_timeout(Some(patient(Duration::from_millis(400))))?;
             server.write_all(b"a")?;
             client.read_exact(&mut [0])?;
             if index == own {
@@ -374,7 +378,12 @@ const ROWS: &[Row<Lab>] = &[
             let after = ask()?;
             ensure!(after == before, "after {words:?}: {after:?}, before: {before:?}");
         }
-        lab.lab(&["wait"])?;
+        // Asked more often than the affinity of a client that is silent lasts.
+        let start = Instant::now();
+        while let Err(error) = lab.lab(&["wait", "--timeout", "1"]) {
+            ensure!(start.elapsed() < patient(Duration::from_secs(30)), "not at rest: {error:#}");
+            ensure!(ask()? == before, "meanwhile");
+        }
         ensure!(ask()? == before, "in the end");
         lab.settled(&NODES)
     }),
@@ -450,7 +459,7 @@ const ROWS: &[Row<Lab>] = &[
             ensure!(knock_tcp(&namespace, tcp)? == Knock::Refused, "tcp {tcp}");
             let answer = ask_udp(&namespace, udp, "x")?;
             ensure!(answer == Err(Knock::Refused), "udp {udp}: {answer:?}");
-            ensure!(start.elapsed() < Duration::from_millis(500), "refused after {:?}", start.elapsed());
+            ensure!(start.elapsed() < patient(Duration::from_millis(500)), "refused after {:?}", start.elapsed());
         }
         ensure!(lab.api("node1", "/v1/health/published/tcp/7009")?.0 == 503, "health of a port without tasks");
         ensure!(lab.api("node1", "/v1/health/published/tcp/7000")?.0 == 200, "health of a port with tasks");
@@ -480,7 +489,7 @@ const ROWS: &[Row<Lab>] = &[
         // The same by VIP, where the caller itself translates.
         let task = lab.tasks("api")?.into_iter().next().context("no task")?;
         let mut inside = Held::open(&lab.task_namespace(&task), at(lab.vip("web", "back")?, 80))?;
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(patient(Duration::from_millis(100)));
         held.talk().context("the connection by a published port was reset")?;
         inside.talk()
     }),
@@ -520,7 +529,7 @@ const ROWS: &[Row<Lab>] = &[
             lab.lab(&["agent", node, "restart"])?;
         }
         lab.settled(&NODES)?;
-        std::thread::sleep(Duration::from_millis(500));
+        std::thread::sleep(patient(Duration::from_millis(500)));
         let after = generations(lab)?;
         for (before, after) in before.iter().zip(&after) {
             ensure!(!before.is_empty(), "nft lists nothing");
@@ -546,7 +555,7 @@ const ROWS: &[Row<Lab>] = &[
                 if outside == Knock::Open && inside == Knock::Open {
                     break;
                 }
-                ensure!(start.elapsed() < Duration::from_secs(1), "not healed after a second: {outside:?} {inside:?}");
+                ensure!(start.elapsed() < patient(Duration::from_secs(1)), "not healed after a second: {outside:?} {inside:?}");
             }
         }
         Ok(())

@@ -17,6 +17,7 @@ use swarmesh_tests::{
     load::field,
     names::{self, Upstream, addresses, question},
     netns::{generation, within},
+    patience::patient,
     rows::{Row, run},
 };
 
@@ -110,7 +111,7 @@ impl Subject {
 
     fn deploy(&self, stack: &str) -> Result<()> {
         self.lab.deploy(stack)?;
-        self.lab.lab(&["wait", "--timeout", "30"])?;
+        self.lab.lab(&["wait", "--timeout", &patient(Duration::from_secs(30)).as_secs().to_string()])?;
         self.lab.settled(&NODES)
     }
 
@@ -172,7 +173,7 @@ const ROWS: &[Row<Subject>] = &[
             let start = Instant::now();
             let (knock, answer) = (knock_tcp(namespace, *tcp)?, ask_udp(namespace, *udp, "x")?);
             ensure!(knock == Knock::Refused && answer == Err(Knock::Refused), "{tcp}: {knock:?}, {udp}: {answer:?}");
-            ensure!(start.elapsed() < Duration::from_secs(1), "refused after {:?}", start.elapsed());
+            ensure!(start.elapsed() < patient(Duration::from_secs(1)), "refused after {:?}", start.elapsed());
         }
         ensure!(s.lab.api("node2", "/v1/health/published/tcp/8102")?.0 == 503, "health of a port whose tasks have failed");
         s.lab.lab(&["scale", "t_brittle=0"])?;
@@ -231,7 +232,7 @@ const ROWS: &[Row<Subject>] = &[
                 if let Ok(length) = socket.recv(&mut buffer) {
                     moved += u32::from(!String::from_utf8_lossy(&buffer[..length]).starts_with(&task));
                 }
-                ensure!(start.elapsed() < Duration::from_secs(10), "the flow to {target} still goes to {task}");
+                ensure!(start.elapsed() < patient(Duration::from_secs(10)), "the flow to {target} still goes to {task}");
                 std::thread::sleep(Duration::from_micros(200));
             }
             s.lab.wait("three tasks again", || Ok(s.lab.tasks("web")?.len() == 3))?;
@@ -473,7 +474,7 @@ const ROWS: &[Row<Subject>] = &[
             let networks = snapshot["networks"].as_array_mut().into_iter().flatten();
             networks.filter(|n| n["name"] == "t_front").for_each(|n| n["ingress"] = true.into());
         })?;
-        std::thread::sleep(Duration::from_secs(1));
+        std::thread::sleep(patient(Duration::from_secs(1)));
         let during = s.lab.spread("client1", on_node(0, 8100), 6);
         s.tell(|snapshot| {
             let networks = snapshot["networks"].as_array_mut().into_iter().flatten();
