@@ -8,16 +8,37 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{debs::Debs, image::Image, suites::Test};
+use super::{
+    debs::Debs,
+    image::Image,
+    suites::{Plane, Test},
+};
 use crate::run::output;
 
 const INIT: &str = include_str!("init.sh");
+/// A guest is some ten times slower than a machine, and what tests wait for is mostly shorter than they would by as much.
+const PATIENCE: &str = "3";
 
 /// From this machine; the netns tier has them installed.
-pub(super) const HOST_PACKAGES: [&str; 6] = ["qemu-system-x86", "busybox-static", "nftables", "iptables", "iproute2", "conntrack"];
+pub(super) const HOST_PACKAGES: [&str; 7] = ["qemu-system-x86", "busybox-static", "nftables", "iptables", "iproute2", "conntrack", "curl"];
 // A shell of its own: busybox's takes its own `ip` and `modprobe` for the real ones, whatever the path says.
-const HOST_PROGRAMS: [&str; 11] =
-    ["dash", "busybox", "nft", "ip", "tc", "conntrack", "iptables", "ip6tables", "iptables-nft", "unshare", "nsenter"];
+const HOST_PROGRAMS: [&str; 15] = [
+    "dash",
+    "busybox",
+    "nft",
+    "ip",
+    "tc",
+    "bridge",
+    "conntrack",
+    "iptables",
+    "ip6tables",
+    "iptables-nft",
+    "iptables-nft-restore",
+    "ip6tables-nft-restore",
+    "curl",
+    "unshare",
+    "nsenter",
+];
 /// Unpacked only: on this machine they would be of no use, or start something.
 const GUEST_PACKAGES: [&str; 6] = ["kmod", "libkmod2", "ipvsadm", "libnl-3-200", "libnl-genl-3-200", "libpopt0"];
 const GUEST_PROGRAMS: [&str; 3] = ["kmod", "modprobe", "ipvsadm"];
@@ -82,11 +103,15 @@ impl KernelFiles {
 #[derive(Clone, Copy)]
 pub(super) struct Limits {
     pub(super) test_seconds: u64,
+    /// For a table of rows.
+    pub(super) lab_seconds: u64,
     pub(super) boot_seconds: u64,
 }
 
 /// What is done inside after the smoke test.
 pub(super) struct Work<'a> {
+    /// The agent and the emulator, which tests find as `swarmesh`.
+    pub(super) program: &'a Path,
     pub(super) tests: &'a [Test],
     /// Instead of the tests.
     pub(super) script: Option<&'a str>,
@@ -119,8 +144,13 @@ pub(super) fn write_image(path: &Path, debs: &Debs, kernel: &KernelFiles, work: 
     image.text("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n");
     image.link("bin/sh", "dash");
     ["proc", "sys", "dev", "run", "tmp", "root", "var"].iter().for_each(|place| image.directory(Path::new(place)));
-    image.text("tests/settings", format!("TEST_SECONDS={}\nBOOT_SECONDS={}\n", limits.test_seconds, limits.boot_seconds));
-    image.text("tests/list", work.tests.iter().enumerate().map(|(number, test)| format!("{number} {}\n", test.name)).collect::<String>());
+    let Limits { test_seconds, lab_seconds, boot_seconds } = limits;
+    image.text("tests/settings", format!("TEST_SECONDS={test_seconds}\nLAB_SECONDS={lab_seconds}\nBOOT_SECONDS={boot_seconds}\n"));
+    image.text("tests/environment", environment());
+    image.text("tests/list", list(work.tests));
+    let program = small(path, work.program)?;
+    image.file(Path::new("usr/bin/swarmesh"), &program);
+    image.libraries(&program)?;
     add_tests(&mut image, path, work.tests)?;
     if let Some(script) = work.script {
         image.text("tests/script", format!("{script}\n"));
@@ -128,17 +158,36 @@ pub(super) fn write_image(path: &Path, debs: &Debs, kernel: &KernelFiles, work: 
     image.write(path)
 }
 
-/// Each binary once and without its symbols for debuggers, which are most of it; each test is a link to its binary.
+/// A line for each test: its number, its plane or `-`, its name.
+fn list(tests: &[Test]) -> String {
+    let line = |(number, test): (usize, &Test)| format!("{number} {} {}\n", test.plane.map_or("-", Plane::name), test.name);
+    tests.iter().enumerate().map(line).collect()
+}
+
+/// What tests are told. The caller's own words go first.
+fn environment() -> String {
+    let defaults = [("SWARMESH_TEST_PATIENCE", PATIENCE), ("ROWS", "")];
+    let value = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned()).replace('\'', "");
+    defaults.iter().map(|(name, default)| format!("export {name}='{}'\n", value(name, default))).collect()
+}
+
+/// A copy without what only debuggers read, which is most of it; made beside the image.
+fn small(image: &Path, binary: &Path) -> Result<PathBuf> {
+    let directory = image.with_file_name("tests");
+    fs::create_dir_all(&directory)?;
+    let small = directory.join(binary.file_name().unwrap_or_default());
+    let fresh = small.metadata().and_then(|to| Ok(to.modified()? >= binary.metadata()?.modified()?)).unwrap_or(false);
+    if !fresh {
+        output(Command::new("strip").arg("--strip-debug").arg("-o").arg(&small).arg(binary))?;
+    }
+    Ok(small)
+}
+
+/// Each binary once; each test is a link to its binary.
 fn add_tests(image: &mut Image, path: &Path, tests: &[Test]) -> Result<()> {
-    let stripped = path.with_file_name("tests");
-    fs::create_dir_all(&stripped)?;
     for (number, test) in tests.iter().enumerate() {
         let name = test.binary.file_name().unwrap_or_default();
-        let small = stripped.join(name);
-        let fresh = small.metadata().and_then(|to| Ok(to.modified()? >= test.binary.metadata()?.modified()?)).unwrap_or(false);
-        if !fresh {
-            output(Command::new("strip").arg("--strip-debug").arg("-o").arg(&small).arg(&test.binary))?;
-        }
+        let small = small(path, &test.binary)?;
         image.file(&Path::new("tests").join(name), &small);
         image.libraries(&small)?;
         image.link(&format!("tests/{number}"), &name.to_string_lossy());

@@ -1,7 +1,7 @@
 #!/usr/bin/dash
 # The guest's first process: makes the place, tries what the tests need, runs them, says one verdict, ends the machine.
 # ttyS0 is the kernel's console. What is said on ttyS1 is read on the host: lines that begin with @vm, and shown ones with |.
-export PATH=/usr/sbin:/usr/bin:/opt/busybox HOME=/root LANG=C.UTF-8 RUST_BACKTRACE=1
+export PATH=/usr/sbin:/usr/bin:/opt/busybox HOME=/root LANG=C.UTF-8 RUST_BACKTRACE=1 SWARMESH_BIN=/usr/bin/swarmesh
 busybox=/usr/bin/busybox
 $busybox mkdir -p /proc /sys /dev /run /tmp /root /var /opt/busybox
 $busybox mount -t devtmpfs dev /dev
@@ -31,7 +31,18 @@ end() {
     poweroff -f
     sleep 60
 }
+# What a command prints is shown as it comes: of a command that hangs, too.
+shown() {
+    {
+        "$@" 2>&1 </dev/null 3>&-
+        echo $? >/tmp/code
+    } | while IFS= read -r line; do
+        echo "| $line" >&3
+    done
+    read -r code </tmp/code
+}
 . /tests/settings
+. /tests/environment
 
 # However this ends, it ends.
 (sleep "$BOOT_SECONDS"; end verdict failed "not done after $BOOT_SECONDS s") &
@@ -59,9 +70,7 @@ smoke ipvs 'modprobe -a ip_vs ip_vs_rr; ipvsadm -A -f 7 -s rr; ipvsadm -a -f 7 -
 # By hand: one script of the caller's, and nothing else.
 if [ -e /tests/script ]; then
     cd /tmp
-    timeout -s KILL "$TEST_SECONDS" sh /tests/script >/tmp/out 2>&1 3>&-
-    code=$?
-    show /tmp/out
+    shown timeout -s KILL "$LAB_SECONDS" sh /tests/script
     say script "$code"
     [ $code = 0 ] && end verdict passed
     end verdict failed "the script ended with $code"
@@ -70,14 +79,22 @@ fi
 passed=0
 failed=0
 # One process per test, as nextest has it on the host.
-while read -r number name; do
+while read -r number plane name; do
     say start "$number"
     cd /tmp
+    seconds=$TEST_SECONDS
+    unset SWARMESH_TEST_PLANE
+    if [ "$plane" != - ]; then
+        seconds=$LAB_SECONDS
+        export SWARMESH_TEST_PLANE="$plane"
+    fi
     began=$(date +%s)
-    timeout -s KILL "$TEST_SECONDS" "/tests/$number" --exact "$name" --nocapture >/tmp/out 2>&1 </dev/null 3>&-
-    code=$?
+    shown timeout -s KILL "$seconds" "/tests/$number" --exact "$name" --nocapture
     took=$(($(date +%s) - began))
-    show /tmp/out
+    # A test that was killed could not.
+    ls /run/swarmesh-lab 2>/dev/null | while read -r lab; do
+        swarmesh lab down --name "$lab" >/dev/null 2>&1 </dev/null 3>&-
+    done
     if [ $code = 0 ]; then
         passed=$((passed + 1))
         say end "$number" ok "$took"

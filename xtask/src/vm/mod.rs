@@ -12,20 +12,24 @@ mod image;
 mod report;
 mod suites;
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf, thread, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use nix::fcntl::{Flock, FlockArg};
 
+use self::suites::Plane;
 use crate::{
     packages,
-    run::{root, say},
+    run::{build, root, say},
 };
 
 /// Emulation is some ten times slower than the machine, and the machine may be busy.
 const TEST_SECONDS: u64 = 300;
+const LAB_SECONDS: u64 = 1800;
 const BOOT_SECONDS: u64 = 2400;
+/// With `--all`.
+const LONG_BOOT_SECONDS: u64 = 5 * 3600;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Series {
@@ -49,6 +53,12 @@ pub(crate) struct VmArgs {
     /// One of Debian's kernels; all that apt offers if none is named
     #[arg(long = "kernel", value_enum)]
     series: Vec<Series>,
+    /// All labs, with every plane; it takes hours
+    #[arg(long)]
+    all: bool,
+    /// One of the labs' planes; all that this version has if none is named
+    #[arg(long = "plane", value_enum)]
+    planes: Vec<Plane>,
     /// Boot and try the tools, without the tests
     #[arg(long)]
     smoke: bool,
@@ -63,7 +73,7 @@ pub(crate) struct VmArgs {
 impl VmArgs {
     /// All kernels.
     pub(crate) fn tier(filter: &[String]) -> Self {
-        Self { series: Vec::new(), smoke: false, run: None, filter: filter.to_vec() }
+        Self { series: Vec::new(), all: false, planes: Vec::new(), smoke: false, run: None, filter: filter.to_vec() }
     }
 }
 
@@ -72,15 +82,19 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
     packages::ensure(&guest::HOST_PACKAGES)?;
     let show_all = args.filter.iter().any(|word| word == "--no-capture");
     let filter: Vec<String> = args.filter.iter().filter(|word| *word != "--no-capture").cloned().collect();
-    let tests = if args.smoke || args.run.is_some() { Vec::new() } else { suites::listed(&filter)? };
+    let planes: &[Plane] = if args.planes.is_empty() { &Plane::ALL } else { &args.planes };
+    let choice = suites::Choice { all: args.all, planes, filter: &filter };
+    let tests = if args.smoke || args.run.is_some() { Vec::new() } else { suites::listed(&choice)? };
+    let program = build(false)?;
     let place = directory();
     let debs = debs::Debs::new(place.join("packages"))?;
     // Two at a time would write each other's images, and be twice as slow.
     let file = fs::File::create(place.join("lock")).with_context(|| format!("cannot write to {}", place.display()))?;
     let _alone = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).context("cannot lock target/vm")?;
 
+    let boot_seconds = if args.all { LONG_BOOT_SECONDS } else { BOOT_SECONDS };
     let wanted: &[Series] = if args.series.is_empty() { Series::value_variants() } else { &args.series };
-    let mut verdicts = Vec::new();
+    let mut guests = Vec::new();
     for series in wanted {
         let Some(package) = debs::newest_kernel(series.number())? else {
             if !args.series.is_empty() {
@@ -93,21 +107,28 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
         let work = place.join(series.number());
         fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
         let image = work.join("initramfs");
-        let limits = guest::Limits { test_seconds: TEST_SECONDS, boot_seconds: BOOT_SECONDS };
-        guest::write_image(&image, &debs, &kernel, &guest::Work { tests: &tests, script: args.run.as_deref() }, limits)?;
-
-        say(&format!("booting {}", kernel.release));
-        let mut report = report::Report::new(&kernel.release, tests.clone(), show_all);
-        let patience = boot::Patience { silence: Duration::from_secs(TEST_SECONDS + 60), whole: Duration::from_secs(BOOT_SECONDS + 60) };
-        boot::run(&kernel, &image, &work, &patience, &mut report)?;
-        let (good, line) = report.conclude();
-        say(&line);
-        verdicts.push((good, work));
+        let limits = guest::Limits { test_seconds: TEST_SECONDS, lab_seconds: LAB_SECONDS, boot_seconds };
+        guest::write_image(&image, &debs, &kernel, &guest::Work { program: &program, tests: &tests, script: args.run.as_deref() }, limits)?;
+        guests.push((kernel, image, work, report::Report::new(series.number(), tests.clone(), show_all)));
     }
-    if verdicts.is_empty() {
+    if guests.is_empty() {
         bail!("apt offers none of the kernels of the vm tier on this machine");
     }
-    let bad: Vec<String> = verdicts.iter().filter(|(good, _)| !good).map(|(_, work)| format!("{}/*.log", work.display())).collect();
+    let patience = boot::Patience { silence: Duration::from_secs(TEST_SECONDS + 60), whole: Duration::from_secs(boot_seconds + 60) };
+    // All at once: half of a lab's time is waiting.
+    let outcomes: Vec<Result<Option<PathBuf>>> = thread::scope(|scope| {
+        let boot = |(kernel, image, work, mut report): (guest::KernelFiles, PathBuf, PathBuf, report::Report)| {
+            say(&format!("booting {}", kernel.release));
+            boot::run(&kernel, &image, &work, &patience, &mut report)?;
+            let (good, line) = report.conclude();
+            say(&line);
+            Ok((!good).then_some(work))
+        };
+        let threads: Vec<_> = guests.into_iter().map(|guest| scope.spawn(move || boot(guest))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    let bad: Vec<String> =
+        outcomes.into_iter().filter_map(Result::transpose).map(|work| Ok(format!("{}/*.log", work?.display()))).collect::<Result<_>>()?;
     if !bad.is_empty() {
         bail!("the vm tier has not passed: see {}", bad.join(", "));
     }

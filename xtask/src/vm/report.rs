@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 use super::suites::Test;
 use crate::run::say;
 
+/// Begins a table's line about a row that cannot be asked of the lab's plane; it says why.
+const LEFT_OUT: &str = "left  ";
+
 /// What one guest came to.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
@@ -45,6 +48,11 @@ impl Report {
         }
     }
 
+    /// Other guests may run beside it.
+    fn say(&self, text: &str) {
+        say(&format!("{:>5} {text}", self.kernel));
+    }
+
     pub(super) fn up(&self) -> bool {
         self.up_after.is_some()
     }
@@ -66,7 +74,7 @@ impl Report {
             ["smoke", "ok", ..] => self.passed += 1,
             ["smoke", "failed", name] => {
                 self.failures.push(format!("smoke: {name}"));
-                say(&format!("        FAIL smoke: {name}"));
+                self.say(&format!(" FAIL smoke: {name}"));
                 self.show();
             }
             ["start", number] => {
@@ -84,7 +92,9 @@ impl Report {
 
     fn name(&self) -> String {
         let test = self.running.and_then(|number| self.tests.get(number));
-        test.map_or_else(|| "a test that nobody knows".to_owned(), |test| format!("{} {}", test.suite, test.name))
+        let Some(test) = test else { return "a test that nobody knows".to_owned() };
+        let plane = test.plane.map(|plane| format!(" on {}", plane.name())).unwrap_or_default();
+        format!("{} {}{plane}", test.suite, test.name)
     }
 
     fn ended(&mut self, seconds: &str, code: Option<&str>) {
@@ -96,9 +106,11 @@ impl Report {
             None if skipped => "SKIP",
             None => "PASS",
         };
-        say(&format!("        {word:>5} [{seconds:>3} s] {name}"));
+        self.say(&format!("{word:>5} [{seconds:>3} s] {name}"));
         if code.is_some() || skipped || self.show_all {
             self.show();
+        } else {
+            self.shown.iter().filter(|line| line.starts_with(LEFT_OUT)).for_each(|line| self.say(&format!("  {line}")));
         }
         match (code, skipped) {
             (Some(_), _) => self.failures.push(name),
@@ -109,12 +121,12 @@ impl Report {
     }
 
     fn show(&mut self) {
-        self.shown.drain(..).for_each(|line| say(&format!("          {line}")));
+        std::mem::take(&mut self.shown).iter().for_each(|line| self.say(&format!("  {line}")));
     }
 
     /// The kernel complained. It may go on, but it has not passed.
     pub(super) fn alarm(&mut self, alarm: &str, line: &str) {
-        say(&format!("        the kernel says: {line}"));
+        self.say(&format!("the kernel says: {line}"));
         let during = if self.running.is_some() { format!(" during {}", self.name()) } else { String::new() };
         self.alarms.push(format!("{alarm}{during}"));
     }
@@ -123,10 +135,11 @@ impl Report {
     pub(super) fn hangs(&mut self, why: &str, console: &str) {
         if self.running.is_some() {
             self.failures.push(self.name());
-            say(&format!("        during {}:", self.name()));
+            self.say(&format!("during {}:", self.name()));
             self.show();
         }
-        say(&format!("the console's last lines:\n{console}"));
+        self.say("the console's last lines:");
+        console.lines().for_each(|line| self.say(&format!("  {line}")));
         self.verdict = Some(Verdict::Failed(why.to_owned()));
     }
 
@@ -164,7 +177,7 @@ mod tests {
     use super::*;
 
     fn told(lines: &[&str]) -> Report {
-        let test = |name: &str| Test { suite: "a::real".to_owned(), name: name.to_owned(), binary: "/t".into() };
+        let test = |name: &str| Test { suite: "a::real".to_owned(), name: name.to_owned(), binary: "/t".into(), plane: None };
         let mut report = Report::new("6.1.0", vec![test("one"), test("two")], false);
         lines.iter().for_each(|line| report.line(line));
         report
