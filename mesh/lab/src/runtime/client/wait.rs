@@ -54,17 +54,17 @@ fn let_servers_listen(status: &LabStatus) {
     let servers = status.tasks.iter().filter_map(|t| t.process.as_ref()).filter(|p| p.built_in);
     let prompt: Vec<_> = servers.filter(|p| !p.environment.keys().any(|name| is_late(name))).collect();
     let deadline = Instant::now() + LISTEN;
-    while Instant::now() < deadline && !prompt.iter().all(|p| listens(p.id.pid)) {
+    while Instant::now() < deadline && prompt.iter().any(|p| is_silent(p.id.pid)) {
         thread::sleep(Duration::from_millis(5));
     }
 }
 
-fn listens(pid: u32) -> bool {
+/// It is there and does not listen yet.
+fn is_silent(pid: u32) -> bool {
     // The kernel's own view of the process's namespace; state 0A is LISTEN.
-    ["tcp6", "tcp"].iter().any(|table| {
-        let text = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
-        text.lines().skip(1).any(|line| line.split_whitespace().nth(3) == Some("0A"))
-    })
+    let tables = ["tcp6", "tcp"].map(|table| fs::read_to_string(format!("/proc/{pid}/net/{table}")));
+    let is_there = tables.iter().any(Result::is_ok);
+    is_there && !tables.iter().flatten().flat_map(|text| text.lines().skip(1)).any(|line| line.split_whitespace().nth(3) == Some("0A"))
 }
 
 fn pending(status: &LabStatus) -> Result<Vec<String>, RuntimeError> {
