@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::{
     load::{field, request},
     netns::within,
-    patience::patient,
+    patience::{patient, silence},
     plane::plane,
 };
 
@@ -308,9 +308,9 @@ pub fn knock_tcp(path: &Path, target: SocketAddr) -> Result<Knock> {
     knock_tcp_for(path, target, SILENCE)
 }
 
-/// What does not answer within `silence` is silent.
-pub fn knock_tcp_for(path: &Path, target: SocketAddr, silence: Duration) -> Result<Knock> {
-    let patience = patient(silence);
+/// What does not answer within `time` is silent.
+pub fn knock_tcp_for(path: &Path, target: SocketAddr, time: Duration) -> Result<Knock> {
+    let patience = silence(time);
     within(path, move || match TcpStream::connect_timeout(&target, patience) {
         Ok(_) => Ok(Knock::Open),
         Err(e)
@@ -337,7 +337,7 @@ pub fn udp_socket(target: SocketAddr) -> std::io::Result<UdpSocket> {
     let local: SocketAddr = if target.is_ipv6() { ([0u16; 8], 0).into() } else { ([0, 0, 0, 0], 0).into() };
     let socket = UdpSocket::bind(local)?;
     socket.connect(target)?;
-    socket.set_read_timeout(Some(patient(SILENCE)))?;
+    socket.set_read_timeout(Some(silence(SILENCE)))?;
     Ok(socket)
 }
 

@@ -17,9 +17,15 @@ pub fn rate(per_second: u32) -> f64 {
     f64::from(per_second) / *FACTOR
 }
 
-/// What is too late, and how long silence lasts until it is believed: the time of an ordinary machine times the factor.
+/// What is too late: the time of an ordinary machine times the factor.
 ///
 /// Not for what a swarm was asked to do (drains, health intervals, affinities): that takes as long on any machine.
 pub fn patient(time: Duration) -> Duration {
     time.mul_f64(*FACTOR)
+}
+
+/// How long silence lasts until it is believed. An answer comes within milliseconds, of which a slow machine makes tens, and a
+/// SYN is sent again after a second on each: so this grows with the factor's root.
+pub fn silence(time: Duration) -> Duration {
+    time.mul_f64(FACTOR.sqrt())
 }

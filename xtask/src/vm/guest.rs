@@ -16,8 +16,8 @@ use super::{
 use crate::run::output;
 
 const INIT: &str = include_str!("init.sh");
-/// A guest is some ten times slower than a machine, and what tests wait for is mostly shorter than they would by as much.
-const PATIENCE: &str = "3";
+/// How much longer a guest may take than a machine, at the worst: two of them on two processors.
+const PATIENCE: &str = "6";
 
 /// From this machine; the netns tier has them installed.
 pub(super) const HOST_PACKAGES: [&str; 7] = ["qemu-system-x86", "busybox-static", "nftables", "iptables", "iproute2", "conntrack", "curl"];
