@@ -44,7 +44,7 @@ enum Command {
         #[command(subcommand)]
         command: lab::LabCommand,
     },
-    /// Boot Debian's kernels in QEMU and run the real-kernel tests inside; `test vm` is all of it
+    /// Boot Debian's kernels in QEMU and run the real-kernel tests and the emulator inside; CI runs it without options
     Vm(vm::VmArgs),
     /// Measure ours, peers and the limit side by side (PERFORMANCE.md)
     Bench(bench::BenchArgs),

@@ -194,3 +194,15 @@ fn add_tests(image: &mut Image, path: &Path, tests: &[Test]) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_is_told_its_plane() {
+        let test = |name: &str, plane| Test { suite: "s".to_owned(), name: name.to_owned(), binary: "/t".into(), plane };
+        let tests = [test("real::one", None), test("rows", Some(Plane::Nft)), test("rows", Some(Plane::Ipvs))];
+        assert_eq!(list(&tests), "0 - real::one\n1 nft rows\n2 ipvs rows\n");
+    }
+}

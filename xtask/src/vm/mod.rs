@@ -1,4 +1,4 @@
-//! `cargo xtask vm`: Debian's kernels in QEMU, with the real-kernel tests inside.
+//! `cargo xtask vm`: Debian's kernels in QEMU, with the real-kernel tests inside, and the emulator with agents.
 //!
 //! Nothing is installed for it but QEMU. Kernels come from their packages and are unpacked below `target/vm`; so are the few
 //! tools that only the guest needs. The guest has no disk and no network: an initramfs with this machine's own programs, and
@@ -71,7 +71,7 @@ pub(crate) struct VmArgs {
 }
 
 impl VmArgs {
-    /// All kernels.
+    /// All kernels, and the labs that do not take long.
     pub(crate) fn tier(filter: &[String]) -> Self {
         Self { series: Vec::new(), all: false, planes: Vec::new(), smoke: false, run: None, filter: filter.to_vec() }
     }
