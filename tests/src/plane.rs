@@ -40,6 +40,11 @@ pub struct LeftOut {
     why: &'static str,
 }
 
+/// Begins a row that needs what only kernels with IPVS have; `why` says what.
+pub fn ipvs_only(why: &'static str) -> Result<(), LeftOut> {
+    if plane() == Plane::Ipvs { Ok(()) } else { Err(LeftOut { plane: plane(), why }) }
+}
+
 /// Begins a row about something that only nft has; `why` says what it looks at.
 pub fn nft_only(why: &'static str) -> Result<(), LeftOut> {
     if plane() == Plane::Nft { Ok(()) } else { Err(LeftOut { plane: plane(), why }) }

@@ -15,10 +15,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use swarmesh_tests::{
     lab::{Held, Knock, Lab, ask, ask_udp, knock_tcp, knock_tcp_for, udp_socket},
-    load::field,
+    load::{Load, field},
     netns::{generation, within},
     patience::{patient, silence},
-    plane::nft_only,
+    plane::{Plane, ipvs_only, nft_only, plane},
     rows::{Row, run, run_some},
     stray::inject,
 };
@@ -227,7 +227,8 @@ const ROWS: &[Row<Lab>] = &[
             client.set_read_timeout(Some(silence(Duration::from_millis(400))))?;
             server.write_all(b"a")?;
             client.read_exact(&mut [0])?;
-            if index == own {
+            // With virtual servers this way leads through the sandbox, too, which goes on to translate.
+            if index == own && plane() == Plane::Nft {
                 within(&lab.namespace(&home), || {
                     std::process::Command::new("conntrack").args(["-D", "-p", "tcp", "--orig-port-dst", "7010"]).output()
                 })??;
@@ -352,7 +353,7 @@ const ROWS: &[Row<Lab>] = &[
         ensure!(udp.is_err(), "7001 is published for TCP only, and UDP answered {udp:?}");
         Ok(())
     }),
-    ("K4 affinity: a client stays with its task by port and by VIP, until its time is over", |lab| {
+    ("K4 affinity: a client stays with its task by port and by VIP", |lab| {
         for client in ["client1", "client2"] {
             let spread = lab.spread(client, at(node_address(0), 7002), 12)?;
             ensure!(spread.len() == 1, "{client} was moved: {spread:?}");
@@ -360,12 +361,44 @@ const ROWS: &[Row<Lab>] = &[
         let task = lab.tasks("api")?.into_iter().next().context("no task")?;
         let spread = swarmesh_tests::lab::spread_in(&lab.task_namespace(&task), at(lab.vip("sticky", "back")?, 80), 12)?;
         ensure!(spread.len() == 1, "by VIP: {spread:?}");
+        Ok(())
+    }),
+    ("K4 affinity ends with its time", |lab| {
+        nft_only("IPVS forgets a client when its last connection is forgotten, which a closed one is after two minutes")?;
         let mut seen = BTreeMap::new();
         for _ in 0..3 {
             std::thread::sleep(Duration::from_millis(4600));
             *seen.entry(field(&lab.get("client1", at(node_address(0), 7002))?, "task").unwrap_or_default()).or_insert(0) += 1;
         }
         ensure!(seen.len() > 1, "the affinity never expires: {seen:?}");
+        Ok(())
+    }),
+    ("S36 planes change under load: established connections go on, and no new one fails", |lab| {
+        ipvs_only("it needs a kernel with two planes")?;
+        let vip = lab.vip("web", "back")?;
+        let caller = lab.tasks("api")?.into_iter().next().context("no caller")?;
+        let by_vip = Load::start(&lab.task_namespace(&caller), vec![at(vip, 80)], 50)?;
+        let by_port =
+            Load::start(&lab.namespace("client1"), NODES.iter().enumerate().map(|(i, _)| at(node_address(i), 7000)).collect(), 50)?;
+        let mut held = Vec::new();
+        for next in ["nft", "ipvs"] {
+            for (index, node) in NODES.iter().enumerate() {
+                held.push(Held::open(&lab.namespace("client1"), at(node_address(index), 7000))?);
+                held.push(Held::open(&lab.task_namespace(&caller), at(vip, 80))?);
+                lab.lab(&["agent", node, "restart", "--plane", next])?;
+                lab.wait("the other plane runs", || {
+                    Ok(serde_json::from_str::<Value>(&lab.api(node, "/v1/status")?.1)?["plane"]["name"] == next)
+                })?;
+                lab.settled(&[node])?;
+            }
+            for connection in &mut held {
+                connection.talk().with_context(|| format!("after the change to {next}"))?;
+            }
+        }
+        for load in [by_vip, by_port] {
+            let outcome = load.stop();
+            ensure!(outcome.failed == 0 && outcome.attempted > 20, "{outcome:?}");
+        }
         Ok(())
     }),
     ("K4 affinity survives changes of other services", |lab| {

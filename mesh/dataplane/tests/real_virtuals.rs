@@ -335,6 +335,34 @@ fn a_task_has_its_share_of_its_own_service() {
     }
 }
 
+/// IPVS forgets a client some time after its last connection: 10 s after one that was reset, 120 s after one that was closed.
+#[test]
+fn affinity_ends_some_time_after_the_last_connection() {
+    let Some(balancing) = ipvs() else { return };
+    let world = World::new();
+    let mut agent = Agent::new(world.dir.path(), balancing);
+    agent.apply(plan(&ready(&[11, 12]), &Policy { affinity: Some(Duration::from_secs(1)), ..Policy::default() }));
+    let ask_and_reset = || {
+        let mut stream = world.connect(VIP).unwrap();
+        let host = greeting(&mut stream).unwrap();
+        nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::Linger, &reset_on_close()).unwrap();
+        host
+    };
+    let first = ask_and_reset();
+    assert!((0..4).all(|_| ask_and_reset() == first));
+    let end = Instant::now() + Duration::from_secs(60);
+    // Round robin: the next one that is scheduled is the other one.
+    while ask_and_reset() == first {
+        assert!(Instant::now() < end, "the affinity never ends");
+        thread::sleep(Duration::from_secs(14));
+    }
+}
+
+/// Closing resets.
+fn reset_on_close() -> nix::libc::linger {
+    nix::libc::linger { l_onoff: 1, l_linger: 0 }
+}
+
 #[test]
 fn a_udp_flow_leaves_a_backend_that_is_gone() {
     let Some(balancing) = ipvs() else { return };

@@ -140,6 +140,9 @@ pub enum LabCommand {
         node: String,
         #[arg(value_enum)]
         action: AgentAction,
+        /// Another --plane for it, from its next start on
+        #[arg(long)]
+        plane: Option<String>,
     },
     /// Print what a task, a node's agent or the `supervisor` has written
     Logs {
@@ -331,7 +334,7 @@ fn execute(command: LabCommand) -> Result<ExitCode, RuntimeError> {
             };
             say(client::run_container(&lab.name, spec)?);
         }
-        LabCommand::Agent { lab, node, action } => say(client::agent(&lab.name, node, action)?),
+        LabCommand::Agent { lab, node, action, plane } => say(client::agent(&lab.name, node, action, plane)?),
         LabCommand::Logs { lab, target, follow } => client::logs(&lab.name, &target, follow)?,
         LabCommand::Down { lab } => {
             let there = client::down(&lab.name)?;

@@ -27,7 +27,7 @@ pub(super) enum Plane {
 
 impl Plane {
     /// Those that this version's agent has.
-    pub(super) const ALL: [Self; 1] = [Self::Nft];
+    pub(super) const ALL: [Self; 2] = [Self::Nft, Self::Ipvs];
 
     pub(super) const fn name(self) -> &'static str {
         match self {

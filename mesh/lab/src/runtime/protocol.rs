@@ -68,6 +68,8 @@ pub(crate) enum Request {
     Agent {
         node: String,
         action: AgentAction,
+        /// From now on, its `--plane`.
+        plane: Option<String>,
     },
     Down,
 }

@@ -105,8 +105,8 @@ pub fn run_container(lab: &LabName, spec: ContainerSpec) -> Result<Outcome, Runt
     ask(lab, &Request::Run(Box::new(spec)))
 }
 
-pub fn agent(lab: &LabName, node: String, action: AgentAction) -> Result<Outcome, RuntimeError> {
-    ask(lab, &Request::Agent { node, action })
+pub fn agent(lab: &LabName, node: String, action: AgentAction, plane: Option<String>) -> Result<Outcome, RuntimeError> {
+    ask(lab, &Request::Agent { node, action, plane })
 }
 
 /// True when there was something to take down.

@@ -29,6 +29,8 @@ pub(super) struct NodeRun {
     /// Tasks that ended with the node, which the swarm is told when it is back.
     pub(super) lost: Vec<TaskId>,
     pub(super) agent: Agent,
+    /// Of its agent, when it is not the lab's.
+    pub(super) plane: Option<String>,
 }
 
 #[derive(Debug)]
@@ -143,7 +145,7 @@ impl Supervisor {
             .arg(state)
             .arg("--resolv-conf")
             .arg(self.lab.node_resolv_conf(&node))
-            .args(["--plane", &setup.plane])
+            .args(["--plane", self.nodes[index].plane.as_ref().unwrap_or(&setup.plane)])
             .args(&setup.args);
         let place = Place { netns: netns_path(&self.nodes[index].layout.netns()), container: None };
         let child = process::spawn(&place, &mut command)?;
@@ -172,7 +174,7 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn agent_action(&mut self, node: &str, action: AgentAction) -> Result<String, RuntimeError> {
+    pub(super) fn agent_action(&mut self, node: &str, action: AgentAction, plane: Option<String>) -> Result<String, RuntimeError> {
         let refuse = |message: &str| Err(RuntimeError::Refused(message.to_owned()));
         let Some(index) = self.find_node(node) else { return refuse(&format!("there is no node {node}")) };
         if self.setup.agents.is_none() {
@@ -180,6 +182,9 @@ impl Supervisor {
         }
         if !self.nodes[index].powered {
             return refuse(&format!("{node} is off"));
+        }
+        if plane.is_some() {
+            self.nodes[index].plane = plane;
         }
         match (&mut self.nodes[index].agent, action) {
             (Agent::Running { .. }, AgentAction::Start) => refuse("it runs already"),

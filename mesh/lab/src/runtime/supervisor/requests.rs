@@ -81,6 +81,7 @@ impl Supervisor {
             layout: NodeLayout::new(lab, &setup, number),
             powered: false,
             lost: Vec::new(),
+            plane: None,
             agent: Agent::Off,
         });
         Ok(Self {
@@ -176,7 +177,7 @@ impl Supervisor {
                 self.swarm.run_container(*spec)?;
                 done(name)
             }
-            Request::Agent { node, action } => self.agent_action(&node, action).map(Reply::Done),
+            Request::Agent { node, action, plane } => self.agent_action(&node, action, plane).map(Reply::Done),
             Request::Down => done("down".to_owned()),
         }
     }
