@@ -1,10 +1,11 @@
 //! Which plane this node gets: the one that was asked for, or the first that the kernel carries out.
 
-use std::thread;
+use std::{collections::BTreeSet, sync::Arc, thread};
 
 use nix::sched::{CloneFlags, unshare};
 use swarmesh_dataplane::{Balancing, try_ipvs};
 use swarmesh_kernel::{KernelError, LinuxKernel};
+use swarmesh_plan::Scheduler;
 
 use crate::config::PlaneChoice;
 
@@ -30,19 +31,27 @@ const NOT_ASKED: &str = "another one was asked for";
 pub fn choose(choice: PlaneChoice) -> Result<Chosen, ChoiceError> {
     let ebpf = (PlaneChoice::Ebpf, "not in this version".to_owned());
     let nft = |why: String| Chosen { balancing: Balancing::Nft, others: vec![ebpf.clone(), (PlaneChoice::Ipvs, why)] };
-    let ipvs = |balancing, why: &str| Chosen { balancing, others: vec![ebpf.clone(), (PlaneChoice::Nft, why.to_owned())] };
+    let ipvs = |schedulers, why: &str| Chosen {
+        balancing: Balancing::Ipvs { schedulers: Arc::new(schedulers) },
+        others: vec![ebpf.clone(), (PlaneChoice::Nft, why.to_owned())],
+    };
     match choice {
         PlaneChoice::Ebpf => Err(ChoiceError::Absent(choice)),
         PlaneChoice::Nft => Ok(nft(NOT_ASKED.to_owned())),
-        PlaneChoice::Ipvs => match in_scratch(|| try_ipvs(&LinuxKernel)) {
-            Ok(balancing) => Ok(ipvs(balancing, NOT_ASKED)),
+        PlaneChoice::Ipvs => match try_plane_ipvs() {
+            Ok(schedulers) => Ok(ipvs(schedulers, NOT_ASKED)),
             Err(reason) => Err(ChoiceError::Refused { plane: choice, reason }),
         },
-        PlaneChoice::Auto => Ok(match in_scratch(|| try_ipvs(&LinuxKernel)) {
-            Ok(balancing) => ipvs(balancing, "it would do, and ipvs comes first"),
+        PlaneChoice::Auto => Ok(match try_plane_ipvs() {
+            Ok(schedulers) => ipvs(schedulers, "it would do, and ipvs comes first"),
             Err(reason) => nft(reason.to_string()),
         }),
     }
+}
+
+/// Tries all that virtual servers need, where nobody sees it.
+pub(crate) fn try_plane_ipvs() -> Result<BTreeSet<Scheduler>, KernelError> {
+    in_scratch(|| try_ipvs(&LinuxKernel))
 }
 
 /// Runs `work` in a namespace of its own, which goes when it is done.

@@ -224,7 +224,7 @@ impl Agent {
 fn ipvs() -> Option<Balancing> {
     let scratch = Namespace::new();
     match scratch.within(|| try_ipvs(&LinuxKernel)) {
-        Ok(balancing) => Some(balancing),
+        Ok(schedulers) => Some(Balancing::Ipvs { schedulers: Arc::new(schedulers) }),
         Err(KernelError::NotSupported { detail, .. }) => {
             println!("skipped: this kernel has no IPVS ({detail}); the vm tier has kernels with it");
             None

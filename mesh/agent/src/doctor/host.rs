@@ -4,9 +4,10 @@ use std::{fs, path::Path};
 
 use swarmesh_dataplane::TABLE;
 use swarmesh_kernel::{Family, Kernel, LinuxKernel, Netns};
+use swarmesh_plan::Scheduler;
 
 use super::{Finding, tools::run};
-use crate::privilege;
+use crate::{choice, privilege};
 
 pub(super) fn privilege() -> Finding {
     match privilege::check() {
@@ -102,13 +103,35 @@ pub(super) fn neighbours() -> Vec<Finding> {
     findings
 }
 
+/// Whether the plane of virtual servers could run; trying loads its modules.
 fn ipvs() -> Finding {
-    if Path::new("/proc/net/ip_vs").exists() {
-        Finding::info("ipvs", "present: Docker's own mesh works here as well, behind ours")
-    } else {
-        Finding::info("ipvs", "absent (or not loaded yet): Docker's own mesh needs it, this plane does not")
+    match choice::try_plane_ipvs() {
+        Ok(schedulers) if schedulers.len() == IPVS_SCHEDULERS.len() => {
+            Finding::ok("ipvs", "--plane ipvs would run, with all its schedulers; so does Docker's own mesh, behind ours")
+        }
+        Ok(schedulers) => {
+            let missing: Vec<_> = IPVS_SCHEDULERS.iter().filter(|(s, _)| !schedulers.contains(s)).map(|(_, module)| *module).collect();
+            Finding::warning(
+                "ipvs",
+                format!("--plane ipvs would run, without {}: services that ask for these get round robin", missing.join(", ")),
+                format!("modprobe -a {}", missing.join(" ")),
+            )
+        }
+        Err(error) => {
+            Finding::info("ipvs", format!("--plane ipvs, and Docker's own mesh, would not run: {error}; --plane nft needs none of it"))
+        }
     }
 }
+
+/// With the modules that they are in.
+const IPVS_SCHEDULERS: [(Scheduler, &str); 6] = [
+    (Scheduler::RoundRobin, "ip_vs_rr"),
+    (Scheduler::WeightedRoundRobin, "ip_vs_wrr"),
+    (Scheduler::LeastConnections, "ip_vs_lc"),
+    (Scheduler::WeightedLeastConnections, "ip_vs_wlc"),
+    (Scheduler::SourceHash, "ip_vs_sh"),
+    (Scheduler::Maglev, "ip_vs_mh"),
+];
 
 fn own_names() -> Finding {
     let check = "own names";

@@ -1,14 +1,11 @@
 //! Whether a plane's kernel features are there: tried in a namespace that nobody else sees.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, num::NonZeroU32, sync::Arc};
+use std::{collections::BTreeSet, net::Ipv4Addr, num::NonZeroU32};
 
 use swarmesh_kernel::{IpvsOp, Kernel, KernelError, SchedulerFlags, VirtualId, VirtualScheduler, VirtualServer};
 use swarmesh_plan::Scheduler;
 
-use super::{
-    Balancing,
-    table::{Debts, Table},
-};
+use super::table::{Debts, Table};
 use crate::{
     layout::{IngressParameters, TaskParameters, VIRTUAL_MARK, ingress_skeleton, task_skeleton},
     virtuals::virtual_scheduler,
@@ -23,13 +20,13 @@ const SCHEDULERS: [Scheduler; 6] = [
     Scheduler::Maglev,
 ];
 
-/// Tries all that [`Balancing::Ipvs`] needs in the calling thread's namespace, which must be a scratch one with a loopback
-/// interface: tables, rules and sysctls stay in it. Loads the modules that it uses.
+/// Tries all that virtual servers ([`Balancing::Ipvs`](super::Balancing)) need in the calling thread's namespace, which must be a scratch one with a loopback
+/// interface: tables, rules and sysctls stay in it. Loads the modules that it uses. Returns what these can do.
 ///
 /// # Errors
 ///
 /// What the kernel would not do.
-pub fn try_ipvs(kernel: &dyn Kernel) -> Result<Balancing, KernelError> {
+pub fn try_ipvs(kernel: &dyn Kernel) -> Result<BTreeSet<Scheduler>, KernelError> {
     let mut table = Table::open(kernel, None, Debts::default())?;
     table.load(&ingress_skeleton(&IngressParameters {
         bridge_leg: "lo".to_owned(),
@@ -55,7 +52,7 @@ pub fn try_ipvs(kernel: &dyn Kernel) -> Result<Balancing, KernelError> {
             Err(error) => return Err(error),
         }
     }
-    Ok(Balancing::Ipvs { schedulers: Arc::new(schedulers) })
+    Ok(schedulers)
 }
 
 fn try_scheduler(table: &mut Table, id: VirtualId, scheduler: VirtualScheduler) -> Result<(), KernelError> {

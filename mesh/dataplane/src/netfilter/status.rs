@@ -53,6 +53,8 @@ pub enum PlaceState {
 pub struct PlaneStatus {
     /// `nft` or `ipvs`; empty before the first look.
     pub name: &'static str,
+    /// IPVS picks, by marks of ours.
+    pub virtual_servers: bool,
     pub places: Vec<PlaceStatus>,
     pub problems: Vec<Problem>,
     pub host: Option<HostFacts>,
@@ -69,6 +71,7 @@ impl NetfilterPlane {
     pub fn status(&self, now: Instant) -> PlaneStatus {
         PlaneStatus {
             name: self.config.balancing.name(),
+            virtual_servers: self.config.balancing != Balancing::Nft,
             places: self.records.iter().map(|(place, record)| self.place_status(place, record, now)).collect(),
             problems: self.problems.values().cloned().collect(),
             host: self.node.as_ref().map(|n| n.facts().clone()),

@@ -149,6 +149,7 @@ fn deliver(view: &View, story: &mut Story, port: &PublishedPort, protocol: Proto
     let picks = match elsewhere.len() {
         0 if !here.is_empty() => "is not on the way: every backend is this node's own".to_owned(),
         0 => "refuses, for there is no backend".to_owned(),
+        count if view.plane.virtual_servers => format!("has IPVS pick {}", choice(count, ready)),
         count => format!("picks {}", choice(count, ready)),
     };
     let hop = story.hop("ingress sandbox", format!("{picks}{}", fate(view, "ingress")));

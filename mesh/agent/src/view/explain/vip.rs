@@ -120,7 +120,8 @@ fn one(
         0 => "refuses at once, for there is no backend".to_owned(),
         count => format!("turns it into the address of {}", choice(count, ready)),
     };
-    let hop = story.hop("caller's sandbox", format!("{address}, any port: table inet swarmesh {picks}; {}", policy_words(&vip.policy)));
+    let who = if view.plane.virtual_servers { "IPVS, by a mark of table inet swarmesh," } else { "table inet swarmesh" };
+    let hop = story.hop("caller's sandbox", format!("{address}, any port: {who} {picks}; {}", policy_words(&vip.policy)));
     hop.backends = backends(view, &vip.backends);
     hop.left_out = left_out(view, service, Asked { network, v6: address.is_ipv6(), local_only: false }, &vip.backends);
     let pending: Vec<_> =
