@@ -10,6 +10,7 @@ mod outside;
 mod places;
 mod plans;
 mod strangers;
+mod virtuals;
 
 const EPERM: i32 = 1;
 const ENOENT: i32 = 2;
