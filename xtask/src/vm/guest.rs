@@ -17,7 +17,7 @@ use crate::run::output;
 
 const INIT: &str = include_str!("init.sh");
 /// How much longer a guest may take than a machine, at the worst: two of them on two processors.
-const PATIENCE: &str = "6";
+const PATIENCE: &str = "10";
 
 /// From this machine; the netns tier has them installed.
 pub(super) const HOST_PACKAGES: [&str; 7] = ["qemu-system-x86", "busybox-static", "nftables", "iptables", "iproute2", "conntrack", "curl"];
