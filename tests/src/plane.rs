@@ -36,8 +36,8 @@ pub fn plane() -> Plane {
 #[derive(Debug, thiserror::Error)]
 #[error("left out on {plane}: {why}")]
 pub struct LeftOut {
-    plane: Plane,
-    why: &'static str,
+    pub(crate) plane: Plane,
+    pub(crate) why: &'static str,
 }
 
 /// Begins a row that needs what only kernels with IPVS have; `why` says what.

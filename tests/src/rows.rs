@@ -38,3 +38,22 @@ pub fn run_some<T>(subject: &T, rows: &[Row<T>], prefixes: &[&str]) {
     }
     assert!(failed.is_empty(), "{} of {} rows failed: {failed:#?}", failed.len(), rows.len());
 }
+
+#[cfg(test)]
+mod tests {
+    use anyhow::bail;
+
+    use super::*;
+    use crate::plane::Plane;
+
+    #[test]
+    fn a_row_that_is_left_out_has_not_failed() {
+        run(&(), &[("E1 nft's own", |()| Err(LeftOut { plane: Plane::Ipvs, why: "it has none" }.into()))]);
+    }
+
+    #[test]
+    #[should_panic(expected = "1 of 2 rows failed")]
+    fn a_failure_is_one_after_rows_that_pass() {
+        run(&(), &[("E1 good", |()| Ok(())), ("E2 bad", |()| bail!("left out on ipvs: or so it says"))]);
+    }
+}

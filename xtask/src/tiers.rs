@@ -10,9 +10,9 @@ use crate::{
 };
 
 // Which test binaries are which tier's. In nextest.toml these would fail every run of a single package.
-const UNIT: &str = "not (binary(~real) or binary(runtime) or package(swarmesh-tests))";
+const UNIT: &str = "not (binary(~real) or binary(runtime) or (package(swarmesh-tests) and kind(test)))";
 const NETNS: &str = "binary(~real) or binary(runtime) or (package(swarmesh-tests) and binary(~netns))";
-const SWARM: &str = "package(swarmesh-tests) and (binary(~swarm) or binary(~dockerlab))";
+const SWARM: &str = "package(swarmesh-tests) and kind(test) and (binary(~swarm) or binary(~dockerlab))";
 
 const NETNS_PACKAGES: [&str; 12] = [
     "nftables",
