@@ -1,0 +1,77 @@
+//! What a lookup and a compilation cost: `cargo run --release -p swarmesh-router --example lookup_cost`.
+//!
+//! Asks tables of 1, 100, 10,000 and 100,000 hosts for their own hosts in a fixed, scattered order, in rounds that take turns
+//! between the tables, and prints the median of the rounds.
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, reason = "prints what it measured")]
+
+use std::{hint::black_box, time::Instant};
+
+use swarmesh_router::{
+    Request, Route, Table,
+    model::{
+        Action, BackendMode, BackendSet, Dialect, HostMatch, Listener, Match, Member, Origin, Owner, OwnerKind, PathMatch, Policy,
+        Precedence, Share,
+    },
+};
+
+const ROUNDS: usize = 21;
+const LOOKUPS: usize = 200_000;
+
+fn route(number: usize) -> Route {
+    let id = format!("{number:08}");
+    // One in ten is a wildcard, and each tenth host has a path besides.
+    let host = if number % 10 == 9 { HostMatch::Suffix(format!(".w{number}.example")) } else { HostMatch::Exact(host(number)) };
+    let paths = if number % 10 == 8 { vec![PathMatch::prefix("/app")] } else { Vec::new() };
+    Route {
+        origin: Origin {
+            owner: Owner { id: id.clone(), name: id.clone(), kind: OwnerKind::Service },
+            dialect: Dialect::Swarmesh,
+            label: String::new(),
+            part: 0,
+        },
+        listener: Listener::Any,
+        matching: Match { hosts: vec![host], paths, ..Match::default() },
+        precedence: Precedence::Specific { priority: 0 },
+        share: Share::Alone,
+        filters: Vec::new(),
+        action: Action::Forward(BackendSet::of(Member::service(id, None, 80, BackendMode::Task))),
+        certificate: None,
+        policy: Policy::default(),
+    }
+}
+
+fn host(number: usize) -> String {
+    if number % 10 == 9 { format!("www.w{number}.example") } else { format!("shop-{number}.customers.example.com") }
+}
+
+fn main() {
+    let tables: Vec<(usize, Table, Vec<String>, f64)> = [1, 100, 10_000, 100_000]
+        .into_iter()
+        .map(|hosts| {
+            let routes: Vec<Route> = (0..hosts).map(route).collect();
+            let start = Instant::now();
+            let (table, problems) = Table::new(routes);
+            let compiled = start.elapsed().as_secs_f64() * 1e3;
+            assert!(problems.is_empty());
+            (hosts, table, (0..hosts).map(host).collect(), compiled)
+        })
+        .collect();
+    let mut rounds = vec![Vec::new(); tables.len()];
+    for _ in 0..ROUNDS {
+        for ((hosts, table, names, _), results) in tables.iter().zip(&mut rounds) {
+            let start = Instant::now();
+            for lookup in 0..LOOKUPS {
+                let host = &names[lookup.wrapping_mul(2_654_435_761) % hosts];
+                let request = Request { tls: false, port: 80, host, method: "GET", path: "/app/x", headers: &[] };
+                assert!(black_box(table.find(black_box(&request))).is_some());
+            }
+            results.push(start.elapsed().as_secs_f64() * 1e9 / LOOKUPS as f64);
+        }
+    }
+    println!("hosts\tns per lookup (median, least, most)\tms to compile");
+    for ((hosts, _, _, compiled), mut results) in tables.into_iter().zip(rounds) {
+        results.sort_by(f64::total_cmp);
+        println!("{hosts}\t{:.0}\t{:.0}\t{:.0}\t{compiled:.1}", results[ROUNDS / 2], results[0], results[ROUNDS - 1]);
+    }
+}

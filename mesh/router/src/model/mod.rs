@@ -1,0 +1,248 @@
+//! What a route is: who made it, which requests it takes, what is done to them, and who answers.
+//!
+//! Plain data. A label's text is nowhere in it, except in [`Origin`], which says where a route came from.
+
+mod backend;
+mod filter;
+mod matching;
+mod pattern;
+mod policy;
+mod secret;
+
+use std::{cmp::Ordering, fmt};
+
+use serde::Serialize;
+
+pub use backend::{
+    BackendMode, BackendProtocol, BackendSet, BackendTls, Balance, Member, Stickiness, Target, Tasks, Upstream, WeightedUpstream,
+};
+pub use filter::{
+    AppendSlash, BasicAuth, Compression, CompressionAlgorithm, Filter, ForwardHeaders, ForwardedProto, HeaderChange, HeaderChangeKind,
+    Piece, Redirect, RedirectCode, RedirectTarget, RequestLineError, Rewrite, Template, User, Variable, When,
+};
+pub use matching::{HeaderMatch, Headers, HostMatch, Match, PathKind, PathMatch, TextMatch};
+pub use pattern::{Pattern, PatternError, Replacement};
+pub use policy::{Ejection, Limits, Policy, ProxyProtocol, Retries, RetryOn, Timeouts};
+pub use secret::{CertificateRef, HashKind, Password, PasswordError};
+
+/// One rule: requests that match go through the filters and then to the action.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Route {
+    pub origin: Origin,
+    pub listener: Listener,
+    #[serde(rename = "match")]
+    pub matching: Match,
+    pub precedence: Precedence,
+    pub share: Share,
+    /// In the order in which they are applied to a request.
+    pub filters: Vec<Filter>,
+    pub action: Action,
+    /// What to show clients that come by TLS and ask for one of this route's hosts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateRef>,
+    pub policy: Policy,
+}
+
+/// Which service or container, and which of its labels, made a route.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Origin {
+    pub owner: Owner,
+    pub dialect: Dialect,
+    /// The label that asked for the route.
+    pub label: String,
+    /// Tells apart the routes that one label makes.
+    pub part: u16,
+}
+
+/// A service or a plain container.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Owner {
+    pub id: String,
+    pub name: String,
+    pub kind: OwnerKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OwnerKind {
+    Service,
+    Container,
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            OwnerKind::Service => "service",
+            OwnerKind::Container => "container",
+        };
+        write!(f, "{kind} {}", self.name)
+    }
+}
+
+/// The language that a route was asked for in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dialect {
+    /// Docker's HTTP routing mesh, `com.docker.ucp.mesh.http*`.
+    Hrm,
+    /// Interlock 2 and 3, `com.docker.lb.*`.
+    Interlock,
+    /// Docker Flow Proxy, `com.df.*`.
+    FlowProxy,
+    /// Interlock 1, `interlock.*` on containers.
+    Interlock1,
+    /// `swarmesh.http.*`.
+    Swarmesh,
+}
+
+impl fmt::Display for Dialect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hrm => "HTTP routing mesh",
+            Self::Interlock => "Interlock",
+            Self::FlowProxy => "Docker Flow Proxy",
+            Self::Interlock1 => "Interlock 1",
+            Self::Swarmesh => "Swarmesh",
+        })
+    }
+}
+
+/// By which door a request has to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Listener {
+    /// HTTP without TLS.
+    Http,
+    /// HTTP in TLS that ends at the proxy.
+    Https,
+    /// HTTP, with or without TLS.
+    Any,
+    /// TLS that is passed through unopened. The name in its hello is the host.
+    Tls,
+    /// A TCP port. Nothing in it is looked at.
+    Tcp,
+}
+
+/// Where a route stands among those that match the same request.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precedence {
+    /// The more precise match comes first; a larger priority comes before that, among routes of equally precise hosts.
+    Specific { priority: i32 },
+    /// Comes after every other match of the same host: what is said about a host's other paths.
+    Rest,
+    /// The first in the list that matches, whatever else matches better.
+    Listed(ListOrder),
+    /// Only what nothing else matches.
+    Default,
+}
+
+/// A place in a list that is searched from its beginning.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct ListOrder {
+    pub class: ListClass,
+    pub name: String,
+    pub index: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ListClass {
+    /// Before any backend is chosen.
+    Redirect,
+    /// Services with a path that begins with `/.well-known`.
+    WellKnown,
+    Plain,
+    /// Services with the path `/`.
+    Root,
+}
+
+/// What happens when services claim the same match.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Share {
+    /// One has it, the others are reported.
+    Alone,
+    /// Their backends become one set. All but backends is the first's.
+    Pool(Pool),
+}
+
+/// Whose backends may come together: only those that name the same pool.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Pool {
+    pub dialect: Dialect,
+    pub name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    Forward(BackendSet),
+    Redirect(Redirect),
+    /// An answer of our own with this status.
+    Status(u16),
+}
+
+/// Nobody claims the request.
+pub const NO_ROUTE: u16 = 503;
+/// A method, a missing client certificate or a plain connection is refused. All dialects that can refuse say 403.
+pub const REFUSED: u16 = 403;
+/// A user and password are needed.
+pub const UNAUTHORIZED: u16 = 401;
+/// A rewritten request line is no request line.
+pub const BAD_REQUEST: u16 = 400;
+
+impl Route {
+    /// Orders routes so that of all that match a request the smallest is right. Never depends on the request.
+    ///
+    /// 1. Routes with a host, by precision of host, then of path, then by number of further conditions.
+    /// 2. Listed routes, in their list's order.
+    /// 3. Routes for any host, by precision.
+    /// 4. Defaults.
+    ///
+    /// What is left undecided goes to the owner with the smaller id.
+    pub fn cmp_precedence(&self, other: &Self) -> Ordering {
+        self.tier()
+            .cmp(&other.tier())
+            .then_with(|| match (&self.precedence, &other.precedence) {
+                (Precedence::Listed(a), Precedence::Listed(b)) => a.cmp(b),
+                _ => self
+                    .matching
+                    .cmp_host_precision(&other.matching)
+                    .then_with(|| self.is_rest().cmp(&other.is_rest()))
+                    .then_with(|| other.priority().cmp(&self.priority()))
+                    .then_with(|| self.matching.cmp_rest_precision(&other.matching)),
+            })
+            .then_with(|| self.origin.owner.id.cmp(&other.origin.owner.id))
+            .then_with(|| self.origin.cmp(&other.origin))
+            .then_with(|| self.listener.cmp(&other.listener))
+    }
+
+    fn tier(&self) -> u8 {
+        match &self.precedence {
+            Precedence::Specific { .. } | Precedence::Rest if !self.matching.is_any_host() => 0,
+            Precedence::Listed(_) => 1,
+            Precedence::Specific { .. } | Precedence::Rest => 2,
+            Precedence::Default => 3,
+        }
+    }
+
+    fn is_rest(&self) -> bool {
+        self.precedence == Precedence::Rest
+    }
+
+    fn priority(&self) -> i32 {
+        match self.precedence {
+            Precedence::Specific { priority } => priority,
+            _ => 0,
+        }
+    }
+
+    /// The backends, unless the route answers by itself.
+    pub fn backends(&self) -> Option<&BackendSet> {
+        match &self.action {
+            Action::Forward(set) => Some(set),
+            Action::Redirect(_) | Action::Status(_) => None,
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Routes, compiled: which one takes a request.
+//!
+//! All routes stand in one order ([`Route::cmp_precedence`]), and the first that matches is the one. The table finds it
+//! without asking those before it: exact hosts are hashed, the other forms of hosts stand in tries, and within a host
+//! many paths stand in a trie. The cost follows the lengths of host and path and the number of routes that match both, not
+//! the number of hosts. A lookup allocates nothing.
+
+mod claims;
+mod hosts;
+mod trie;
+
+use std::{collections::HashMap, fmt, sync::Arc};
+
+pub(crate) use self::hosts::without_port;
+use self::hosts::{Host, HostIndex};
+use crate::{
+    model::{CertificateRef, Headers, Listener, Match, PathMatch, Route},
+    problem::RouteProblem,
+};
+
+/// All routes of a node.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    routes: Vec<Arc<Route>>,
+    http: HostIndex,
+    https: HostIndex,
+    tls: HostIndex,
+    certificates: HostIndex,
+    tcp: HashMap<u16, u32>,
+}
+
+/// What is known of a request when it is to be routed.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    /// It came in TLS that ended here.
+    pub tls: bool,
+    /// The port that the client connected to.
+    pub port: u16,
+    /// `Host` or `:authority`, as sent.
+    pub host: &'a str,
+    pub method: &'a str,
+    /// As sent, without the query.
+    pub path: &'a str,
+    pub headers: &'a dyn Headers,
+}
+
+impl fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "https" } else { "http" };
+        write!(f, "{} {scheme}://{}{} at {}", self.method, self.host, self.path, self.port)
+    }
+}
+
+/// A condition that a request does not meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    Listener,
+    Port,
+    Host,
+    Path,
+    Method,
+    Header,
+}
+
+/// Why a route takes a request or does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Chosen,
+    /// It matches, and another comes before it.
+    After,
+    Fails(Condition),
+}
+
+impl Table {
+    /// Compiles routes. What cannot be served for another's claim is left out and told.
+    pub fn new(mut routes: Vec<Route>) -> (Self, Vec<RouteProblem>) {
+        let mut problems = Vec::new();
+        routes.sort_by(Route::cmp_precedence);
+        let mut routes = claims::settle(routes, &mut problems);
+        claims::settle_tls(&mut routes, &mut problems);
+        problems.sort();
+        (Self::compile(routes.into_iter().map(Arc::new).collect()), problems)
+    }
+
+    fn compile(routes: Vec<Arc<Route>>) -> Self {
+        let index = |wanted: &dyn Fn(&Route) -> bool| {
+            let numbers = (0u32..).zip(&routes).filter(|(_, route)| wanted(route)).map(|(number, _)| number);
+            HostIndex::new(numbers, |number| &routes[number as usize].matching)
+        };
+        let http = index(&|route| matches!(route.listener, Listener::Http | Listener::Any));
+        let https = index(&|route| matches!(route.listener, Listener::Https | Listener::Any));
+        let tls = index(&|route| route.listener == Listener::Tls);
+        let certificates = index(&|route| route.certificate.is_some());
+        let mut tcp = HashMap::new();
+        for (number, route) in (0u32..).zip(&routes).filter(|(_, route)| route.listener == Listener::Tcp) {
+            if let Some(port) = route.matching.port {
+                tcp.entry(port).or_insert(number);
+            }
+        }
+        Self { routes, http, https, tls, certificates, tcp }
+    }
+
+    /// All routes, in order.
+    pub fn routes(&self) -> &[Arc<Route>] {
+        &self.routes
+    }
+
+    fn route(&self, number: u32) -> Option<&Arc<Route>> {
+        self.routes.get(number as usize)
+    }
+
+    /// The route that takes a request.
+    pub fn find(&self, request: &Request<'_>) -> Option<&Arc<Route>> {
+        let index = if request.tls { &self.https } else { &self.http };
+        let found = index.first(&Host::new(request.host), request.path, |number| {
+            self.route(number).is_some_and(|route| route.matching.beyond_host(request).is_none())
+        });
+        self.route(found?)
+    }
+
+    /// Where a TLS connection with this name in its hello goes unopened; `None` if it is to be opened here, or nobody's.
+    pub fn find_tls(&self, name: Option<&str>, port: u16) -> Option<&Arc<Route>> {
+        let found = self.tls.first(&Host::new(name.unwrap_or_default()), "", |number| {
+            self.route(number).is_some_and(|route| route.matching.port.is_none_or(|p| p == port))
+        });
+        self.route(found?)
+    }
+
+    /// Where a connection to a port goes, whatever is in it.
+    pub fn find_tcp(&self, port: u16) -> Option<&Arc<Route>> {
+        self.route(*self.tcp.get(&port)?)
+    }
+
+    /// What to show a client that asks for this name.
+    pub fn certificate(&self, name: Option<&str>) -> Option<&CertificateRef> {
+        let found = self.certificates.first(&Host::new(name.unwrap_or_default()), "", |_| true);
+        self.route(found?)?.certificate.as_ref()
+    }
+
+    /// What each route says to a request, in order. For people: this asks every route.
+    pub fn explain<'t>(&'t self, request: &Request<'_>) -> impl Iterator<Item = (&'t Arc<Route>, Verdict)> {
+        let chosen = self.find(request).map(Arc::as_ptr);
+        let (tls, host) = (request.tls, Host::new(request.host));
+        let verdicts: Vec<Verdict> = self
+            .routes
+            .iter()
+            .enumerate()
+            .map(|(number, route)| {
+                let listener = match route.listener {
+                    Listener::Any => true,
+                    Listener::Http => !tls,
+                    Listener::Https => tls,
+                    Listener::Tls | Listener::Tcp => false,
+                };
+                if !listener {
+                    return Verdict::Fails(Condition::Listener);
+                }
+                // The index of this one route says whether it is for the host.
+                let alone = HostIndex::new(std::iter::once(number as u32), |_| &route.matching);
+                if alone.first(&host, request.path, |_| true).is_none() {
+                    return Verdict::Fails(Condition::Host);
+                }
+                match route.matching.beyond_host(request) {
+                    Some(condition) => Verdict::Fails(condition),
+                    None if chosen == Some(Arc::as_ptr(route)) => Verdict::Chosen,
+                    None => Verdict::After,
+                }
+            })
+            .collect();
+        self.routes.iter().zip(verdicts)
+    }
+}
+
+impl Match {
+    /// The first condition that a request of the right host does not meet.
+    fn beyond_host(&self, request: &Request<'_>) -> Option<Condition> {
+        let matches = |path: &PathMatch| path.matches(request.path);
+        if self.port.is_some_and(|port| port != request.port) {
+            Some(Condition::Port)
+        } else if !self.paths.is_empty() && !self.paths.iter().any(matches) || self.not_paths.iter().any(matches) {
+            Some(Condition::Path)
+        } else if !self.methods.is_empty() && !self.methods.iter().any(|m| m == request.method) {
+            Some(Condition::Method)
+        } else if !self.headers.iter().all(|header| header.holds(request.headers)) {
+            Some(Condition::Header)
+        } else {
+            None
+        }
+    }
+}
