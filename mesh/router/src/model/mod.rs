@@ -16,6 +16,7 @@ use serde::Serialize;
 pub use backend::{
     BackendMode, BackendProtocol, BackendSet, BackendTls, Balance, Member, Stickiness, Target, Tasks, Upstream, WeightedUpstream,
 };
+pub(crate) use filter::is_token;
 pub use filter::{
     AppendSlash, BasicAuth, Compression, CompressionAlgorithm, Filter, ForwardHeaders, ForwardedProto, HeaderChange, HeaderChangeKind,
     Piece, Redirect, RedirectCode, RedirectTarget, RequestLineError, Rewrite, Template, User, Variable, When,
