@@ -174,8 +174,8 @@ mod tests {
         for (text, name) in [("Shop.Example.", "shop.example"), (" a_b-c ", "a_b-c"), ("192.0.2.1", "192.0.2.1")] {
             assert_eq!(host(text).as_deref(), Ok(name));
         }
-        for text in ["", ".", "a..b", "a b", "*.a", "a/b", "bücher.example", "a\n", "http://a", &"a".repeat(64)] {
-            assert!(host(text) == Err(Reason::NotAHost) || text == "a\n" || text.contains("//"), "{text:?}");
+        for text in ["", ".", "a..b", "a b", "*.a", "a/b", "b\u{fc}cher.example", "http://a", &"a".repeat(64)] {
+            assert_eq!(host(text), Err(Reason::NotAHost), "{text:?}");
         }
         assert_eq!(host("a:80"), Err(Reason::HostWithPort));
         assert_eq!(host_part(".example").as_deref(), Ok(".example"));

@@ -5,6 +5,7 @@
 //! `docs/compatibility.md` has the decisions, row by row.
 
 pub mod hrm;
+pub mod interlock;
 mod labels;
 
 use std::{collections::BTreeMap, ops::Bound};
@@ -63,7 +64,9 @@ impl<'a> Workload<'a> {
 
 /// What was said beside the labels, in the systems that the labels were for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Settings {}
+pub struct Settings {
+    pub interlock: interlock::Settings,
+}
 
 /// What labels came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,8 +78,8 @@ pub struct Outcome {
 /// All routes of one service or container.
 pub fn routes(workload: &Workload<'_>, settings: &Settings) -> Outcome {
     let mut outcome = Outcome::default();
-    let Settings {} = settings;
     hrm::read(workload, &mut outcome);
+    interlock::read(workload, &settings.interlock, &mut outcome);
     outcome
 }
 
