@@ -301,10 +301,7 @@ impl Reader<'_, '_, '_> {
 
     /// HTTP, and with a certificate HTTPS too.
     fn open(&mut self, hosts: Vec<String>, is_default: bool, backends: &BackendSet) {
-        let certificate = match self.certificate() {
-            Ok(certificate) => certificate,
-            Err(()) => return,
-        };
+        let Ok(certificate) = self.certificate() else { return };
         let Some(root) = self.context_root() else { return };
         let rewrite = self.flag("context_root_rewrite");
         if rewrite && root.is_none() {

@@ -4,6 +4,8 @@
 //! What a mistake would open stays closed: a route whose protection cannot be understood does not exist.
 //! `docs/compatibility.md` has the decisions, row by row.
 
+pub mod flow_proxy;
+mod haproxy;
 pub mod hrm;
 pub mod interlock;
 mod labels;
@@ -66,6 +68,7 @@ impl<'a> Workload<'a> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     pub interlock: interlock::Settings,
+    pub flow_proxy: flow_proxy::Settings,
 }
 
 /// What labels came to.
@@ -80,6 +83,7 @@ pub fn routes(workload: &Workload<'_>, settings: &Settings) -> Outcome {
     let mut outcome = Outcome::default();
     hrm::read(workload, &mut outcome);
     interlock::read(workload, &settings.interlock, &mut outcome);
+    flow_proxy::read(workload, &settings.flow_proxy, &mut outcome);
     outcome
 }
 

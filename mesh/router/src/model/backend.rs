@@ -78,6 +78,8 @@ pub enum Balance {
     LeastConnections,
     /// The client's address chooses: the first three bytes of IPv4, all of IPv6.
     IpHash,
+    /// All of the client's address chooses.
+    SourceHash,
     Random,
 }
 

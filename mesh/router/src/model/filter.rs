@@ -22,7 +22,7 @@ pub enum Filter {
     ClientCertificate,
     /// 401 without a user that this list knows.
     BasicAuth(BasicAuth),
-    /// 401 without a user of the node's own list, if the node has one.
+    /// 401 without a user of the node's own list, if the node has one; `Authorization` then goes no further.
     GlobalAuth,
     /// Says who the client is.
     Forward(ForwardHeaders),
