@@ -8,6 +8,7 @@ pub mod flow_proxy;
 mod haproxy;
 pub mod hrm;
 pub mod interlock;
+pub mod interlock1;
 mod labels;
 
 use std::{collections::BTreeMap, ops::Bound};
@@ -81,9 +82,12 @@ pub struct Outcome {
 /// All routes of one service or container.
 pub fn routes(workload: &Workload<'_>, settings: &Settings) -> Outcome {
     let mut outcome = Outcome::default();
-    hrm::read(workload, &mut outcome);
-    interlock::read(workload, &settings.interlock, &mut outcome);
-    flow_proxy::read(workload, &settings.flow_proxy, &mut outcome);
+    if workload.owner.kind == OwnerKind::Service {
+        hrm::read(workload, &mut outcome);
+        interlock::read(workload, &settings.interlock, &mut outcome);
+        flow_proxy::read(workload, &settings.flow_proxy, &mut outcome);
+    }
+    interlock1::read(workload, &mut outcome);
     outcome
 }
 
