@@ -10,6 +10,7 @@ pub mod hrm;
 pub mod interlock;
 pub mod interlock1;
 mod labels;
+pub mod swarmesh;
 
 use std::{collections::BTreeMap, ops::Bound};
 
@@ -86,6 +87,7 @@ pub fn routes(workload: &Workload<'_>, settings: &Settings) -> Outcome {
         hrm::read(workload, &mut outcome);
         interlock::read(workload, &settings.interlock, &mut outcome);
         flow_proxy::read(workload, &settings.flow_proxy, &mut outcome);
+        swarmesh::read(workload, &mut outcome);
     }
     interlock1::read(workload, &mut outcome);
     outcome
