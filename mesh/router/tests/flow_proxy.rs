@@ -1,5 +1,4 @@
 //! Docker Flow Proxy: every parameter with its default, indexes, aliases, match order, and every example in print.
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod common;
 

@@ -1,5 +1,4 @@
 //! Interlock 1: every label, the choice of containers and of addresses, and the example in print.
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod common;
 

@@ -1,5 +1,4 @@
 //! Our own dialect: every key, every refusal, and that it can say what the others say.
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod common;
 

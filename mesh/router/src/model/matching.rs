@@ -1,6 +1,6 @@
 //! Which requests a route takes.
 
-use std::cmp::Ordering;
+use std::cmp::Reverse;
 
 use serde::Serialize;
 
@@ -49,14 +49,14 @@ impl HostMatch {
     }
 
     /// Smaller is more precise.
-    fn precision(&self) -> (u8, std::cmp::Reverse<usize>) {
+    fn precision(&self) -> (u8, Reverse<usize>) {
         let class = match self {
             Self::Exact(_) => 0,
             Self::Suffix(_) | Self::SuffixOrWhole(_) => 1,
             Self::Prefix(_) => 2,
             Self::Labels(_) => 3,
         };
-        (class, std::cmp::Reverse(self.text().len()))
+        (class, Reverse(self.text().len()))
     }
 }
 
@@ -127,7 +127,7 @@ impl PathMatch {
     }
 
     /// Smaller is more precise: exact, then expressions, then the longest text.
-    fn precision(&self) -> (u8, std::cmp::Reverse<usize>) {
+    fn precision(&self) -> (u8, Reverse<usize>) {
         let (class, length) = match &self.kind {
             PathKind::Exact(text) => (0, text.len()),
             PathKind::Regex(pattern) => (1, pattern.as_str().len()),
@@ -137,7 +137,7 @@ impl PathMatch {
             PathKind::Suffix(text) | PathKind::Directory(text) => (3, text.len()),
             PathKind::Contains(text) => (4, text.len()),
         };
-        (class, std::cmp::Reverse(length))
+        (class, Reverse(length))
     }
 }
 
@@ -207,19 +207,28 @@ impl Match {
         self.hosts.is_empty()
     }
 
-    pub(super) fn cmp_host_precision(&self, other: &Self) -> Ordering {
-        let host = |m: &Self| m.hosts.iter().map(HostMatch::precision).min().unwrap_or((u8::MAX, std::cmp::Reverse(0)));
-        host(self).cmp(&host(other))
+    pub(super) fn precision(&self) -> Precision {
+        let paths = self.paths.iter().filter(|p| !p.is_every()).map(PathMatch::precision);
+        Precision {
+            host: self.hosts.iter().map(HostMatch::precision).min().unwrap_or(NOTHING),
+            path: paths.min().unwrap_or(NOTHING),
+            conditions: self.headers.len()
+                + usize::from(!self.methods.is_empty())
+                + usize::from(self.port.is_some())
+                + usize::from(!self.not_paths.is_empty()),
+        }
     }
+}
 
-    pub(super) fn cmp_rest_precision(&self, other: &Self) -> Ordering {
-        let path =
-            |m: &Self| m.paths.iter().filter(|p| !p.is_every()).map(PathMatch::precision).min().unwrap_or((u8::MAX, std::cmp::Reverse(0)));
-        let conditions = |m: &Self| {
-            m.headers.len() + usize::from(!m.methods.is_empty()) + usize::from(m.port.is_some()) + usize::from(!m.not_paths.is_empty())
-        };
-        path(self).cmp(&path(other)).then_with(|| conditions(other).cmp(&conditions(self)))
-    }
+/// What is not asked for is the least precise.
+const NOTHING: (u8, Reverse<usize>) = (u8::MAX, Reverse(0));
+
+/// How narrow a match is. Of hosts and paths the smaller is the more precise.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Precision {
+    pub(super) host: (u8, Reverse<usize>),
+    pub(super) path: (u8, Reverse<usize>),
+    pub(super) conditions: usize,
 }
 
 fn same(a: &[u8], b: &[u8], ignore_case: bool) -> bool {

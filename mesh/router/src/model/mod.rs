@@ -9,9 +9,14 @@ mod pattern;
 mod policy;
 mod secret;
 
-use std::{cmp::Ordering, fmt};
+use std::{
+    cmp::{Ordering, Reverse},
+    fmt,
+};
 
 use serde::Serialize;
+
+use matching::Precision;
 
 pub use backend::{
     BackendMode, BackendProtocol, BackendSet, BackendTls, Balance, Member, Stickiness, Target, Tasks, Upstream, WeightedUpstream,
@@ -193,6 +198,21 @@ pub const UNAUTHORIZED: u16 = 401;
 /// A rewritten request line is no request line.
 pub const BAD_REQUEST: u16 = 400;
 
+/// A route's place in the order of all. The first field that differs decides.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rank<'r> {
+    tier: u8,
+    listed: Option<&'r ListOrder>,
+    host: (u8, Reverse<usize>),
+    is_rest: bool,
+    priority: Reverse<i32>,
+    path: (u8, Reverse<usize>),
+    conditions: Reverse<usize>,
+    owner: &'r str,
+    origin: &'r Origin,
+    listener: Listener,
+}
+
 impl Route {
     /// Orders routes so that of all that match a request the smallest is right. Never depends on the request.
     ///
@@ -203,39 +223,29 @@ impl Route {
     ///
     /// What is left undecided goes to the owner with the smaller id.
     pub fn cmp_precedence(&self, other: &Self) -> Ordering {
-        self.tier()
-            .cmp(&other.tier())
-            .then_with(|| match (&self.precedence, &other.precedence) {
-                (Precedence::Listed(a), Precedence::Listed(b)) => a.cmp(b),
-                _ => self
-                    .matching
-                    .cmp_host_precision(&other.matching)
-                    .then_with(|| self.is_rest().cmp(&other.is_rest()))
-                    .then_with(|| other.priority().cmp(&self.priority()))
-                    .then_with(|| self.matching.cmp_rest_precision(&other.matching)),
-            })
-            .then_with(|| self.origin.owner.id.cmp(&other.origin.owner.id))
-            .then_with(|| self.origin.cmp(&other.origin))
-            .then_with(|| self.listener.cmp(&other.listener))
+        self.rank().cmp(&other.rank())
     }
 
-    fn tier(&self) -> u8 {
-        match &self.precedence {
-            Precedence::Specific { .. } | Precedence::Rest if !self.matching.is_any_host() => 0,
-            Precedence::Listed(_) => 1,
-            Precedence::Specific { .. } | Precedence::Rest => 2,
-            Precedence::Default => 3,
-        }
-    }
-
-    fn is_rest(&self) -> bool {
-        self.precedence == Precedence::Rest
-    }
-
-    fn priority(&self) -> i32 {
-        match self.precedence {
-            Precedence::Specific { priority } => priority,
-            _ => 0,
+    /// What [`Self::cmp_precedence`] compares, worked out once.
+    pub(crate) fn rank(&self) -> Rank<'_> {
+        let (tier, listed, is_rest, priority) = match &self.precedence {
+            Precedence::Listed(order) => (1, Some(order), false, 0),
+            Precedence::Default => (3, None, false, 0),
+            Precedence::Rest => (if self.matching.is_any_host() { 2 } else { 0 }, None, true, 0),
+            Precedence::Specific { priority } => (if self.matching.is_any_host() { 2 } else { 0 }, None, false, *priority),
+        };
+        let precision = if listed.is_some() { Precision::default() } else { self.matching.precision() };
+        Rank {
+            tier,
+            listed,
+            host: precision.host,
+            is_rest,
+            priority: Reverse(priority),
+            path: precision.path,
+            conditions: Reverse(precision.conditions),
+            owner: &self.origin.owner.id,
+            origin: &self.origin,
+            listener: self.listener,
         }
     }
 

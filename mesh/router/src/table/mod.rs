@@ -73,9 +73,13 @@ pub enum Verdict {
 
 impl Table {
     /// Compiles routes. What cannot be served for another's claim is left out and told.
-    pub fn new(mut routes: Vec<Route>) -> (Self, Vec<RouteProblem>) {
+    pub fn new(routes: Vec<Route>) -> (Self, Vec<RouteProblem>) {
         let mut problems = Vec::new();
-        routes.sort_by(Route::cmp_precedence);
+        let mut order: Vec<(_, usize)> = routes.iter().zip(0..).map(|(route, number)| (route.rank(), number)).collect();
+        order.sort_unstable();
+        let order: Vec<usize> = order.into_iter().map(|(_, number)| number).collect();
+        let mut routes: Vec<Option<Route>> = routes.into_iter().map(Some).collect();
+        let routes = order.into_iter().filter_map(|number| routes[number].take()).collect();
         let mut routes = claims::settle(routes, &mut problems);
         claims::settle_tls(&mut routes, &mut problems);
         problems.sort();
