@@ -44,6 +44,8 @@ pub enum Reason {
     UnknownLabel,
     #[error("has a key that this dialect does not know")]
     UnknownKey,
+    #[error("has more than {most} parts")]
+    TooMany { most: usize },
     #[error("says {key} twice")]
     Twice { key: String },
     #[error("is not a pair of a name and a value")]
@@ -116,6 +118,7 @@ impl Reason {
         match self {
             Self::Missing | Self::Empty => "give it a value".to_owned(),
             Self::UnknownLabel | Self::UnknownKey => "check the spelling, or remove it".to_owned(),
+            Self::TooMany { most } => format!("say at most {most} at once"),
             Self::Twice { key } => format!("say {key} once; another route is another label"),
             Self::NotAPair => "write name and value with the separator of this dialect between them".to_owned(),
             Self::NotABool => "write true or false".to_owned(),
@@ -160,7 +163,14 @@ impl Reason {
 
 impl RouteProblem {
     pub(crate) fn of(origin: &Origin, value: impl Into<String>, reason: Reason, effect: Effect) -> Self {
-        Self { owner: origin.owner.clone(), dialect: origin.dialect, label: origin.label.clone(), value: value.into(), reason, effect }
+        Self {
+            owner: origin.owner.clone(),
+            dialect: origin.dialect,
+            label: origin.label.clone(),
+            value: shown(value.into()),
+            reason,
+            effect,
+        }
     }
 
     /// The form in which `status` shows the problems of all objects.
@@ -176,6 +186,16 @@ impl RouteProblem {
     fn subject(&self) -> String {
         if self.value.is_empty() { self.reason.to_string() } else { format!("{:?} {}", self.value, self.reason) }
     }
+}
+
+/// As much of a value as a person reads.
+pub(crate) fn shown(mut value: String) -> String {
+    const MOST: usize = 200;
+    if let Some((end, _)) = value.char_indices().nth(MOST) {
+        value.truncate(end);
+        value.push('…');
+    }
+    value
 }
 
 impl fmt::Display for RouteProblem {

@@ -546,6 +546,9 @@ fn indexes() {
     let many: Vec<(&str, &str)> = many.iter().map(|(l, v)| (l.as_str(), v.as_str())).collect();
     let outcome = demo(&many).read();
     assert_eq!((outcome.routes.len(), outcome.problems.len()), (10, 1));
+    let paths = vec!["/x"; 101].join(",");
+    let too_many = "servicePath: \"\" has more than 100 parts (no route)";
+    check(&[("as many paths as one label may name", &[("servicePath", &paths)], &[], &[too_many])]);
 }
 
 #[test]

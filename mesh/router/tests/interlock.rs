@@ -433,3 +433,24 @@ fn examples_in_print() {
     let redirect = Redirect { code: RedirectCode::Found, to: RedirectTarget::Before("http://new.local".into()) };
     assert_eq!(redirect.location("old.local", "/ping?x=1"), "http://new.local/ping?x=1");
 }
+
+#[test]
+fn what_both_say_alike_is_nobodys_problem() {
+    let redirect = [("hosts", "old.local,new.local"), ("redirects", "http://old.local,http://new.local")];
+    let (table, problems) = service(demo(&redirect), "demo2", &["demo"], &redirect).table();
+    assert_eq!(problems, []);
+    assert_eq!(get(&table, "http://old.local/x"), "302 http://new.local…");
+    assert_eq!(get(&table, "http://new.local/x"), "id-demo@n-demo:8080 task + id-demo2@n-demo:8080 task");
+}
+
+#[test]
+fn one_label_cannot_fill_the_table() {
+    let hosts = |n: usize| (0..n).map(|i| format!("h{i}.local")).collect::<Vec<_>>().join(",");
+    assert_eq!(demo(&[("hosts", &hosts(100))]).read().routes.len(), 100);
+    let outcome = demo(&[("hosts", &hosts(101))]).read();
+    assert_eq!(outcome.routes, []);
+    assert_eq!(told(&outcome.problems), ["com.docker.lb.hosts: \"\" has more than 100 parts (no route)"]);
+    // Nor a message.
+    let outcome = demo(&[("hosts", &"!".repeat(5000))]).read();
+    assert_eq!(outcome.problems[0].value.chars().count(), 201);
+}

@@ -172,7 +172,9 @@ fn policy() {
 
 #[test]
 fn a_mistake_costs_its_route_and_no_other() {
+    let many = vec!["/x"; 101].join(",");
     for (key, value, told_as) in [
+        ("path", many.as_str(), "\"<many>\" has more than 100 parts"),
         ("host", "a b", "\"a b\" is not a host name"),
         ("host", "a.example:80", "\"a.example:80\" names a port with the host"),
         ("host", "*", "\"*\" is not a host name"),
@@ -237,6 +239,7 @@ fn a_mistake_costs_its_route_and_no_other() {
         ("close-upstream", "x", "\"x\" is neither true nor false"),
         ("atuh.users", "a:b", "\"\" is not a label that this dialect knows"),
     ] {
+        let shown = format!("{}…", many.chars().take(200).collect::<String>());
         // Another route of the same service, which has nothing wrong.
         let mut swarm = web(&[(key, value)]);
         let mut service = (**swarm.snapshot.services.values().next().unwrap()).clone();
@@ -245,7 +248,11 @@ fn a_mistake_costs_its_route_and_no_other() {
         }
         swarm.snapshot.insert_service(service);
         let outcome = swarm.read();
-        assert_eq!(told(&outcome.problems), [format!("swarmesh.http.r.{key}: {told_as} (no route)")], "{key}={value}");
+        assert_eq!(
+            told(&outcome.problems),
+            [format!("swarmesh.http.r.{key}: {} (no route)", told_as.replace("<many>", &shown))],
+            "{key}={value}"
+        );
         assert_eq!(lines(&outcome), ["any other.example -> id-web@n-net:81 task"], "{key}={value}");
     }
     let outcome = Swarm::default()

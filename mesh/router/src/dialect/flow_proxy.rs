@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 use swarmesh_model::NetworkId;
 
 use super::{
-    Maker, Outcome, Workload,
+    MOST, Maker, Outcome, Workload,
     haproxy::{self, HeaderVerb, HostAlgorithm, PathAlgorithm},
     labels,
 };
@@ -248,7 +248,11 @@ impl<'w> Reader<'_, 'w> {
     /// All parts of a list through a grammar, or the first that does not fit.
     fn parse_list<T>(&self, name: &str, index: u16, parse: impl Fn(&'w str) -> Result<T, Reason>) -> Result<Vec<T>, Fault> {
         let label = self.get(name, index).map_or("", |(label, _)| label);
-        self.list(name, index).into_iter().map(|part| parse(part).map_err(|r| fault(label.to_owned(), part.to_owned(), r))).collect()
+        let list = self.list(name, index);
+        if list.len() > MOST {
+            return Err(fault(label, "", Reason::TooMany { most: MOST }));
+        }
+        list.into_iter().map(|part| parse(part).map_err(|r| fault(label.to_owned(), part.to_owned(), r))).collect()
     }
 
     fn read(&mut self, maker: &mut Maker<'_>) -> Result<(), Fault> {
@@ -690,6 +694,9 @@ impl<'w> Reader<'_, 'w> {
     /// `search,replace:search,replace`
     fn path_rewrites(&self, index: u16) -> Result<Vec<Rewrite>, Fault> {
         let Some((label, text)) = self.get("reqpathsearchreplace", index) else { return Ok(Vec::new()) };
+        if text.split(':').count() > MOST {
+            return Err(fault(label, "", Reason::TooMany { most: MOST }));
+        }
         text.split(':')
             .map(|pair| {
                 let mut parts = pair.split(',');

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use swarmesh_model::NetworkId;
 
-use super::{Maker, Outcome, Workload, labels};
+use super::{MOST, Maker, Outcome, Workload, labels};
 use crate::{
     model::{
         Action, AppendSlash, BackendMode, BackendSet, BackendTls, Balance, CertificateRef, Dialect, Ejection, Filter, ForwardHeaders,
@@ -176,6 +176,10 @@ impl Reader<'_, '_, '_> {
     fn hosts(&mut self) -> Vec<String> {
         let mut hosts = Vec::new();
         let text = self.value("hosts").unwrap_or_default();
+        if labels::list(&text, ",").count() > MOST {
+            self.maker.refuse(&label("hosts"), "", Reason::TooMany { most: MOST });
+            return hosts;
+        }
         for part in labels::list(&text, ",") {
             match labels::host(part) {
                 Ok(host) if hosts.contains(&host) => {}

@@ -18,7 +18,7 @@ use swarmesh_model::{NetworkId, Port, Service, Snapshot};
 
 use crate::{
     model::{Action, Dialect, Listener, Match, Origin, Owner, OwnerKind, Policy, Precedence, Route, Share},
-    problem::{Effect, Reason, RouteProblem},
+    problem::{Effect, Reason, RouteProblem, shown},
 };
 
 /// A service or a container, as far as routes care.
@@ -93,6 +93,9 @@ pub fn routes(workload: &Workload<'_>, settings: &Settings) -> Outcome {
     outcome
 }
 
+/// As many hosts, or paths, as one label may name: hosts times paths is what a service can make everybody's table hold.
+const MOST: usize = 100;
+
 /// Makes the routes of one dialect for one owner.
 struct Maker<'o> {
     owner: &'o Owner,
@@ -132,7 +135,7 @@ impl<'o> Maker<'o> {
 
     fn problem(&mut self, label: &str, value: impl Into<String>, reason: Reason, effect: Effect) {
         let (owner, dialect, label) = (self.owner.clone(), self.dialect, label.to_owned());
-        self.out.problems.push(RouteProblem { owner, dialect, label, value: value.into(), reason, effect });
+        self.out.problems.push(RouteProblem { owner, dialect, label, value: shown(value.into()), reason, effect });
     }
 
     /// No route comes of this label.

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Maker, Outcome, Workload, haproxy, labels};
+use super::{MOST, Maker, Outcome, Workload, haproxy, labels};
 use crate::{
     model::{
         Action, AppendSlash, BackendMode, BackendProtocol, BackendSet, BackendTls, Balance, BasicAuth, CertificateRef, Compression,
@@ -80,7 +80,12 @@ impl<'w> Reader<'_, 'w> {
 
     /// Every part of a list through a grammar.
     fn list<T>(&mut self, key: &str, parse: impl Fn(&'w str) -> Result<T, Reason>) -> Result<Vec<T>, Fault> {
-        let parsed = self.take(key, |text| labels::list(text, ",").map(parse).collect::<Result<Vec<T>, Reason>>())?;
+        let parsed = self.take(key, |text| {
+            if labels::list(text, ",").count() > MOST {
+                return Err(Reason::TooMany { most: MOST });
+            }
+            labels::list(text, ",").map(parse).collect::<Result<Vec<T>, Reason>>()
+        })?;
         match parsed {
             Some(parts) if parts.is_empty() => Err(fault(self.label(key), "", Reason::Empty)),
             parts => Ok(parts.unwrap_or_default()),

@@ -82,6 +82,8 @@ pub enum RedirectTarget {
 impl Redirect {
     /// The `Location` for a request. `path` includes the query.
     pub fn location(&self, host: &str, path: &str) -> String {
+        // `OPTIONS *` and the like have no path; and what does not begin with a slash would become part of the host.
+        let path = if path.starts_with('/') { path } else { "/" };
         match &self.to {
             RedirectTarget::Https => https_location(host, path),
             RedirectTarget::Before(prefix) => format!("{prefix}{path}"),
@@ -227,7 +229,7 @@ impl Template {
 pub enum Rewrite {
     /// The first match in the path is replaced.
     Path { search: Pattern, replace: Replacement },
-    /// `/root/x` becomes `/x`. What does not begin with the root and a slash stays.
+    /// `/root/x` becomes `/x`, and `/root` becomes `/`. What does not begin with the whole root stays.
     StripPrefix { root: String },
     /// `METHOD SP path SP version` becomes what the replacement says, if it matches.
     RequestLine { search: Pattern, replace: Replacement },
@@ -247,7 +249,8 @@ impl Rewrite {
             }
             Self::StripPrefix { root } => {
                 let rest = path.strip_prefix(root.trim_end_matches('/'))?;
-                rest.starts_with('/').then(|| rest.to_owned())
+                // One slash: a path that begins with two is a host to some who read it.
+                (rest.is_empty() || rest.starts_with('/')).then(|| format!("/{}", rest.trim_start_matches('/')))
             }
             Self::RequestLine { .. } => None,
         }
@@ -292,7 +295,9 @@ pub struct AppendSlash {
 impl AppendSlash {
     /// The path to go to, or `None` if the path is left as it is.
     pub fn location(&self, path: &str) -> Option<String> {
-        let applies = path.starts_with(&self.root) && !path.contains('.') && !path.ends_with('/') && !path.is_empty();
+        // To a browser, two slashes are the beginning of another host.
+        let is_path = path.starts_with('/') && !path.starts_with("//");
+        let applies = is_path && path.starts_with(&self.root) && !path.contains('.') && !path.ends_with('/');
         applies.then(|| format!("{path}/"))
     }
 }
@@ -356,7 +361,8 @@ mod tests {
         assert_eq!(strip.path("/app/x").as_deref(), Some("/x"));
         assert_eq!(strip.path("/app/").as_deref(), Some("/"));
         assert_eq!(strip.path("/apple"), None);
-        assert_eq!(strip.path("/app"), None);
+        assert_eq!(strip.path("/app").as_deref(), Some("/"));
+        assert_eq!(strip.path("/app//evil.example").as_deref(), Some("/evil.example"));
     }
 
     #[test]
@@ -367,6 +373,7 @@ mod tests {
         for path in ["/app/", "/app/x.css", "/a.b/app", "/other", ""] {
             assert_eq!(append.location(path), None, "{path}");
         }
+        assert_eq!(AppendSlash { root: "/".into() }.location("//evil"), None);
     }
 
     #[test]
@@ -375,6 +382,8 @@ mod tests {
         assert_eq!(to(RedirectTarget::Https), "https://a.example/x?y");
         assert_eq!(to(RedirectTarget::Before("http://b.example".into())), "http://b.example/x?y");
         assert_eq!(to(RedirectTarget::Exactly("http://b.example/z".into())), "http://b.example/z");
+        let before = Redirect { code: RedirectCode::Found, to: RedirectTarget::Before("http://b.example".into()) };
+        assert_eq!(before.location("a.example", "@evil.example"), "http://b.example/");
         assert_eq!(RedirectCode::new(307), Some(RedirectCode::Temporary));
         assert_eq!(RedirectCode::new(304), None);
     }

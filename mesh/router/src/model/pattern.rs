@@ -9,7 +9,7 @@ use regex::bytes::{Regex, RegexBuilder};
 use serde::{Serialize, Serializer};
 
 /// Of a compiled expression, in bytes: a label must not take the node's memory.
-const SIZE_LIMIT: usize = 256 * 1024;
+const SIZE_LIMIT: usize = 64 * 1024;
 const LONGEST: usize = 4096;
 
 /// A regular expression over bytes, in linear time. Two are equal if their texts are.

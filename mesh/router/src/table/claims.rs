@@ -151,6 +151,10 @@ fn report(routes: &[Route], number: usize, lost: &[(usize, &Claim<'_>)], kept: b
             }
             continue;
         }
+        if !matches!(route.action, Action::Forward(_)) && route.action == first.action && route.filters == first.filters {
+            // Both say the same, and it is said.
+            continue;
+        }
         let reason = Reason::Claimed { winner: first.origin.owner.clone(), label: first.origin.label.clone() };
         let effect = if kept { Effect::Shadowed } else { Effect::NoRoute };
         problems.push(RouteProblem::of(&route.origin, claim.show(), reason, effect));
