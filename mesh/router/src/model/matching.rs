@@ -48,6 +48,20 @@ impl HostMatch {
         }
     }
 
+    /// Whether a host matches, given as it is compared. The table does not ask one by one.
+    pub fn matches(&self, host: &str) -> bool {
+        match self {
+            Self::Exact(text) => host == text,
+            Self::Suffix(text) => host.len() > text.len() && host.ends_with(text.as_str()),
+            Self::SuffixOrWhole(text) => host.ends_with(text.as_str()),
+            Self::Prefix(text) => host.starts_with(text.as_str()),
+            Self::Labels(text) => {
+                let mut starts = std::iter::once(0).chain(host.match_indices('.').map(|(dot, _)| dot + 1));
+                starts.any(|at| host[at..].strip_prefix(text.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+            }
+        }
+    }
+
     /// Smaller is more precise.
     fn precision(&self) -> (u8, Reverse<usize>) {
         let class = match self {

@@ -1,6 +1,9 @@
 //! Who has what several ask for.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
 use crate::{
     model::{Action, HeaderMatch, HostMatch, Listener, Member, OwnerKind, PathKind, PathMatch, Pool, Precedence, Route, Share},
@@ -80,11 +83,11 @@ impl<'r> Claim<'r> {
 
 /// Leaves out routes that could never be chosen, brings pools together, and says who lost what to whom. `routes` are in order.
 #[expect(clippy::mutable_key_type, reason = "what changes in an expression is its scratch space; it is compared and hashed by its text")]
-pub(super) fn settle(mut routes: Vec<Route>, problems: &mut Vec<RouteProblem>) -> Vec<Route> {
+pub(super) fn settle(mut routes: Vec<Arc<Route>>, problems: &mut Vec<RouteProblem>) -> Vec<Arc<Route>> {
     let mut keep = vec![true; routes.len()];
     let mut members: Vec<Option<Vec<Member>>> = vec![None; routes.len()];
     {
-        let mut holders: HashMap<Claim<'_>, usize> = HashMap::new();
+        let mut holders: HashMap<Claim<'_>, usize> = HashMap::with_capacity(2 * routes.len());
         let mut pools: HashMap<(&Pool, Claim<'_>), Vec<usize>> = HashMap::new();
         for (number, route) in routes.iter().enumerate() {
             let claims = Claim::all(route);
@@ -122,7 +125,8 @@ pub(super) fn settle(mut routes: Vec<Route>, problems: &mut Vec<RouteProblem>) -
         }
     }
     for (route, members) in routes.iter_mut().zip(members) {
-        if let (Action::Forward(set), Some(members)) = (&mut route.action, members) {
+        let Some(members) = members else { continue };
+        if let Action::Forward(set) = &mut Arc::make_mut(route).action {
             set.members = members;
         }
     }
@@ -132,7 +136,7 @@ pub(super) fn settle(mut routes: Vec<Route>, problems: &mut Vec<RouteProblem>) -
 }
 
 /// Says to a route's owner what it lost, once for each who has it.
-fn report(routes: &[Route], number: usize, lost: &[(usize, &Claim<'_>)], kept: bool, problems: &mut Vec<RouteProblem>) {
+fn report(routes: &[Arc<Route>], number: usize, lost: &[(usize, &Claim<'_>)], kept: bool, problems: &mut Vec<RouteProblem>) {
     let route = &routes[number];
     if route.precedence == Precedence::Rest {
         return;
@@ -175,7 +179,7 @@ fn same_options(a: &Route, b: &Route) -> bool {
 }
 
 /// TLS for one name is opened here or passed on, and is opened with one certificate: the owner with the smaller id says which.
-pub(super) fn settle_tls(routes: &mut Vec<Route>, problems: &mut Vec<RouteProblem>) {
+pub(super) fn settle_tls(routes: &mut Vec<Arc<Route>>, problems: &mut Vec<RouteProblem>) {
     let mut by_name: HashMap<HostMatch, Vec<usize>> = HashMap::new();
     for (number, route) in routes.iter().enumerate() {
         let passes = route.listener == Listener::Tls && route.matching.port.is_none();
@@ -205,11 +209,11 @@ pub(super) fn settle_tls(routes: &mut Vec<Route>, problems: &mut Vec<RouteProble
         }
     }
     for number in bare {
-        routes[number].certificate = None;
+        Arc::make_mut(&mut routes[number]).certificate = None;
     }
     let mut gone = vec![false; routes.len()];
     for (number, host) in drop {
-        routes[number].matching.hosts.retain(|h| *h != host);
+        Arc::make_mut(&mut routes[number]).matching.hosts.retain(|h| *h != host);
         // A route whose last host went must not become one for every host.
         gone[number] = routes[number].matching.hosts.is_empty();
     }

@@ -35,6 +35,11 @@ impl Host {
         host
     }
 
+    /// `None` for the empty host, and for what is not UTF-8, which is in no label.
+    pub(super) fn as_str(&self) -> Option<&str> {
+        std::str::from_utf8(self.as_bytes()).ok().filter(|host| !host.is_empty())
+    }
+
     fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.length]
     }
@@ -100,6 +105,8 @@ impl Hasher for HostHasher {
 /// Routes, by number; the smaller number comes first.
 #[derive(Clone, Debug)]
 enum List {
+    /// Most hosts have one, and it is found without another step into memory.
+    One(u32),
     Few(Box<[u32]>),
     /// Those whose paths all begin with known text by that text, and the others.
     Many {
@@ -111,6 +118,9 @@ enum List {
 
 impl List {
     fn new<'m>(routes: Vec<u32>, matching: &impl Fn(u32) -> &'m Match) -> Self {
+        if let [only] = routes[..] {
+            return Self::One(only);
+        }
         if routes.len() < MANY {
             return Self::Few(routes.into());
         }
@@ -148,6 +158,7 @@ impl List {
             }
         };
         match self {
+            Self::One(route) => search(&[*route]),
             Self::Few(list) => search(list),
             Self::Many { by_path, lists, others } => {
                 by_path.prefixes(path.as_bytes(), |_, list| search(&lists[list as usize]));
@@ -169,7 +180,7 @@ fn start_of(path: &crate::model::PathMatch) -> Option<&str> {
 /// Routes by what they say about the host.
 #[derive(Clone, Debug, Default)]
 pub(super) struct HostIndex {
-    exact: HashMap<Box<str>, u32, HostHash>,
+    exact: HashMap<Box<str>, List, HostHash>,
     /// Backwards. The list for hosts that end so and are longer, and the list for all that end so.
     suffix: Trie<[Option<u32>; 2]>,
     prefix: Trie<u32>,
@@ -200,14 +211,16 @@ impl HostIndex {
         let first_inexact = by_host.iter().filter(|(host, _)| inexact(host)).filter_map(|(_, routes)| routes.first()).min();
         let mut index = Self { first_inexact: first_inexact.copied().unwrap_or(u32::MAX), ..Self::default() };
         for (host, routes) in by_host {
+            let routes = List::new(routes, &matching);
             let list = index.lists.len() as u32;
-            index.lists.push(List::new(routes, &matching));
+            if let Some(HostMatch::Exact(text)) = host {
+                index.exact.insert(text.as_str().into(), routes);
+                continue;
+            }
+            index.lists.push(routes);
             let reversed = |text: &str| text.bytes().rev().collect::<Vec<u8>>();
             match host {
-                None => index.any = Some(list),
-                Some(HostMatch::Exact(text)) => {
-                    index.exact.insert(text.as_str().into(), list);
-                }
+                None | Some(HostMatch::Exact(_)) => index.any = Some(list),
                 Some(HostMatch::Suffix(text)) => index.suffix.entry(&reversed(text), [None; 2])[0] = Some(list),
                 Some(HostMatch::SuffixOrWhole(text)) => index.suffix.entry(&reversed(text), [None; 2])[1] = Some(list),
                 Some(HostMatch::Prefix(text)) => *index.prefix.entry(text.as_bytes(), list) = list,
@@ -221,11 +234,8 @@ impl HostIndex {
     pub(super) fn first(&self, host: &Host, path: &str, mut test: impl FnMut(u32) -> bool) -> Option<u32> {
         let mut best = u32::MAX;
         let name = host.as_bytes();
-        if !name.is_empty() {
-            // A host is ASCII wherever it matters; what is not UTF-8 is in no label.
-            if let Some(list) = std::str::from_utf8(name).ok().and_then(|name| self.exact.get(name)) {
-                self.lists[*list as usize].first(path, &mut best, &mut test);
-            }
+        if let Some(list) = host.as_str().and_then(|name| self.exact.get(name)) {
+            list.first(path, &mut best, &mut test);
         }
         let inexact = !name.is_empty() && self.first_inexact < best;
         let mut search = |list: u32| self.lists[list as usize].first(path, &mut best, &mut test);

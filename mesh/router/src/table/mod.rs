@@ -22,6 +22,8 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct Table {
     routes: Vec<Arc<Route>>,
+    /// Whether a route asks for nothing but its host: then it need not be looked into.
+    by_host_alone: Box<[bool]>,
     http: HostIndex,
     https: HostIndex,
     tls: HostIndex,
@@ -72,18 +74,18 @@ pub enum Verdict {
 }
 
 impl Table {
-    /// Compiles routes. What cannot be served for another's claim is left out and told.
-    pub fn new(routes: Vec<Route>) -> (Self, Vec<RouteProblem>) {
+    /// Compiles routes. What cannot be served for another's claim is left out and told. Routes that are shared are not copied,
+    /// but for those whose backends come together with others'.
+    pub fn new<R: Into<Arc<Route>>>(routes: impl IntoIterator<Item = R>) -> (Self, Vec<RouteProblem>) {
+        let routes: Vec<Arc<Route>> = routes.into_iter().map(Into::into).collect();
         let mut problems = Vec::new();
         let mut order: Vec<(_, usize)> = routes.iter().zip(0..).map(|(route, number)| (route.rank(), number)).collect();
         order.sort_unstable();
-        let order: Vec<usize> = order.into_iter().map(|(_, number)| number).collect();
-        let mut routes: Vec<Option<Route>> = routes.into_iter().map(Some).collect();
-        let routes = order.into_iter().filter_map(|number| routes[number].take()).collect();
+        let routes = order.into_iter().map(|(_, number)| Arc::clone(&routes[number])).collect();
         let mut routes = claims::settle(routes, &mut problems);
         claims::settle_tls(&mut routes, &mut problems);
         problems.sort();
-        (Self::compile(routes.into_iter().map(Arc::new).collect()), problems)
+        (Self::compile(routes), problems)
     }
 
     fn compile(routes: Vec<Arc<Route>>) -> Self {
@@ -101,7 +103,8 @@ impl Table {
                 tcp.entry(port).or_insert(number);
             }
         }
-        Self { routes, http, https, tls, certificates, tcp }
+        let by_host_alone = routes.iter().map(|route| route.matching.is_host_alone()).collect();
+        Self { routes, by_host_alone, http, https, tls, certificates, tcp }
     }
 
     /// All routes, in order.
@@ -117,7 +120,8 @@ impl Table {
     pub fn find(&self, request: &Request<'_>) -> Option<&Arc<Route>> {
         let index = if request.tls { &self.https } else { &self.http };
         let found = index.first(&Host::new(request.host), request.path, |number| {
-            self.route(number).is_some_and(|route| route.matching.beyond_host(request).is_none())
+            self.by_host_alone.get(number as usize) == Some(&true)
+                || self.route(number).is_some_and(|route| route.matching.beyond_host(request).is_none())
         });
         self.route(found?)
     }
@@ -148,8 +152,7 @@ impl Table {
         let verdicts: Vec<Verdict> = self
             .routes
             .iter()
-            .enumerate()
-            .map(|(number, route)| {
+            .map(|route| {
                 let listener = match route.listener {
                     Listener::Any => true,
                     Listener::Http => !tls,
@@ -159,9 +162,8 @@ impl Table {
                 if !listener {
                     return Verdict::Fails(Condition::Listener);
                 }
-                // The index of this one route says whether it is for the host.
-                let alone = HostIndex::new(std::iter::once(number as u32), |_| &route.matching);
-                if alone.first(&host, request.path, |_| true).is_none() {
+                let hosts = &route.matching.hosts;
+                if !hosts.is_empty() && !hosts.iter().any(|h| host.as_str().is_some_and(|host| h.matches(host))) {
                     return Verdict::Fails(Condition::Host);
                 }
                 match route.matching.beyond_host(request) {
@@ -176,6 +178,11 @@ impl Table {
 }
 
 impl Match {
+    fn is_host_alone(&self) -> bool {
+        let Self { hosts: _, paths, not_paths, headers, methods, port } = self;
+        paths.is_empty() && not_paths.is_empty() && headers.is_empty() && methods.is_empty() && port.is_none()
+    }
+
     /// The first condition that a request of the right host does not meet.
     fn beyond_host(&self, request: &Request<'_>) -> Option<Condition> {
         let matches = |path: &PathMatch| path.matches(request.path);
