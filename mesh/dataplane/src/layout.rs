@@ -394,12 +394,15 @@ pub(crate) fn ingress_skeleton(p: &IngressParameters) -> Skeleton {
         ("stray", "type filter hook input priority -10; policy accept;", stray),
     ];
     if p.virtuals {
+        // Refused before connection tracking takes note of it: a UDP flow that it knew would not be IPVS's to translate when
+        // there is a task, and its answers would be nobody's.
         // Behind Docker's own marks (-150), which lead to its virtual servers and stay; and behind translations (-100), so
         // that what another plane of ours translated goes on as it did. IPVS takes packets at input, 98 and 99.
         let mark = format!(
             "\t\tiifname != \"{from}\" return\n\
              \t\tmeta nfproto ipv4 meta mark set meta l4proto . th dport map @marks4\n\
-             \t\tmeta nfproto ipv6 meta mark set meta l4proto . th dport map @marks6\n"
+             \t\tmeta nfproto ipv6 meta mark set meta l4proto . th dport map @marks6\n\
+             \t\tmeta mark 0x{REFUSE_MARK:08x} ct state new goto refuse\n"
         );
         // What IPVS sends on to a task passes output, its answers pass forward.
         let sent = format!("\t\toifname \"{to}\" meta mark & 0x{VIRTUAL_MASK:08x} == 0x{VIRTUAL_MARK:08x} tcp flags syn goto clamp\n");
@@ -449,13 +452,15 @@ pub(crate) fn task_skeleton(p: &TaskParameters) -> Skeleton {
         vips.push_str("\t\tmeta l4proto != { tcp, udp, sctp } dnat ip to ip daddr map @other4\n");
         vips.push_str("\t\tmeta l4proto != { tcp, udp, sctp } dnat ip6 to ip6 daddr map @other6\n");
         // Behind translations (-100), whose packets are for no VIP any more; before IPVS (-98).
+        let ours = format!("meta mark & 0x{VIRTUAL_MASK:08x} == 0x{VIRTUAL_MARK:08x}");
+        // What IPVS sends on comes by here a second time.
         let mark = format!(
-            "\t\tmeta nfproto ipv4 {balanced} meta mark set ip daddr map @marks4\n\
+            "\t\t{ours} meta mark set 0x00000000 return\n\
+             \t\tmeta nfproto ipv4 {balanced} meta mark set ip daddr map @marks4\n\
              \t\tmeta nfproto ipv6 {balanced} meta mark set ip6 daddr map @marks6\n"
         );
         // What is for a VIP still is what IPVS has no virtual server or no connection for. It must not leave: Docker's own
         // sandbox may have that address, or nobody, and then its sender would wait.
-        let ours = format!("meta mark & 0x{VIRTUAL_MASK:08x} == 0x{VIRTUAL_MARK:08x}");
         let unknown = format!(
             "\t\t{ours} meta nfproto ipv4 meta mark set ip daddr map @marks4 goto refuse\n\
              \t\t{ours} meta nfproto ipv6 meta mark set ip6 daddr map @marks6 goto refuse\n"
