@@ -19,6 +19,7 @@ use crate::dockerlab::DockerLab;
 #[derive(Debug)]
 pub struct Agents {
     program: PathBuf,
+    options: Vec<String>,
     running: Vec<Option<Child>>,
 }
 
@@ -27,7 +28,13 @@ impl Agents {
     pub fn new(lab: &DockerLab, program: &Path) -> Result<Self> {
         let copy = lab.work().join("swarmesh");
         fs::copy(program, &copy).with_context(|| format!("cannot copy {}: is it built?", program.display()))?;
-        Ok(Self { program: copy, running: (0..lab.len()).map(|_| None).collect() })
+        Ok(Self { program: copy, options: Vec::new(), running: (0..lab.len()).map(|_| None).collect() })
+    }
+
+    /// Options of `swarmesh agent` for those that are started from now on.
+    pub fn with_options(mut self, options: &[&str]) -> Self {
+        self.options = options.iter().map(|&option| option.to_owned()).collect();
+        self
     }
 
     pub fn program(&self) -> &Path {
@@ -47,7 +54,7 @@ impl Agents {
             fs::write(&resolv_conf, "")?;
         }
         command.args(["agent", "--source", "docker:unix:///var/run/docker.sock", "--state-dir"]).arg(state_dir(lab, node)?);
-        command.arg("--resolv-conf").arg(resolv_conf);
+        command.arg("--resolv-conf").arg(resolv_conf).args(&self.options);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         *slot = Some(command.spawn().context("cannot start the agent")?);
         Ok(())

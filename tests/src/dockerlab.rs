@@ -12,6 +12,7 @@
 //! Inside of a node everything is where an engine of its own machine has it: `/var/run/docker.sock`, `/var/run/docker/netns`.
 //! All processes of a lab are in cgroups below its name, so that one write ends them all, whoever started them.
 
+mod ask;
 mod cleanup;
 mod rootfs;
 
@@ -38,11 +39,15 @@ use nix::{
     unistd::Pid,
 };
 
+pub use ask::Container;
 pub use cleanup::residue;
 pub use rootfs::Rootfs;
 
-const ENGINE_STARTS: Duration = Duration::from_secs(30);
-const API_ANSWERS: Duration = Duration::from_secs(20);
+// In an emulated machine, too.
+const ENGINE_STARTS: Duration = Duration::from_secs(180);
+const API_ANSWERS: Duration = Duration::from_secs(60);
+const NODE_JOINS: Duration = Duration::from_secs(180);
+const NODE_IS_MADE: Duration = Duration::from_secs(60);
 
 /// A running lab; gone with everything in it when dropped, unless it is kept.
 #[derive(Debug)]
@@ -366,9 +371,24 @@ impl DockerLab {
         for node in 1..self.nodes.len() {
             let role = if node < managers { "manager" } else { "worker" };
             let token = self.docker(0, &["swarm", "join-token", "--quiet", role])?;
-            self.docker(node, &["swarm", "join", "--token", token.trim(), &meeting])?;
+            if let Err(error) = self.docker(node, &["swarm", "join", "--token", token.trim(), &meeting]) {
+                // The client gives up after 20 s, the engine goes on.
+                self.wait_for_member(node).with_context(|| format!("{error:#}"))?;
+            }
         }
         Ok(())
+    }
+
+    fn wait_for_member(&self, node: usize) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let state = self.api(node, "/info")?["Swarm"]["LocalNodeState"].clone();
+            match state.as_str() {
+                Some("active") => return Ok(()),
+                Some("pending") if started.elapsed() < NODE_JOINS => sleep(Duration::from_secs(1)),
+                _ => bail!("{} does not join: its state is {state}", node_name(node)),
+            }
+        }
     }
 }
 
@@ -431,7 +451,7 @@ fn wait_until_made(name: &str, work: &Path, keeper: &mut Child) -> Result<()> {
             let said = fs::read_to_string(work.join("node.log")).unwrap_or_default();
             bail!("the namespaces of node {name} cannot be made: {status}: {}", said.trim());
         }
-        ensure!(started.elapsed() < Duration::from_secs(10), "node {name} is not made after 10 s");
+        ensure!(started.elapsed() < NODE_IS_MADE, "node {name} is not made after {} s", NODE_IS_MADE.as_secs());
         sleep(Duration::from_millis(5));
     }
     Ok(())

@@ -102,6 +102,12 @@ pub fn addresses(namespace: &Path, name: &str) -> Result<Vec<String>> {
     Ok(data(&answer))
 }
 
+/// As [`addresses`], whatever the code is: none of a name that is not there.
+pub fn found(namespace: &Path, name: &str) -> Result<Vec<IpAddr>> {
+    let answer = ask(namespace, &question(name, RecordType::A, None)?)?;
+    Ok(answer.answers.iter().filter_map(|record| record.data.ip_addr()).collect())
+}
+
 /// True of an answer that says: the name is ours, and has nothing of the sort.
 pub fn is_no_data(message: &Message) -> bool {
     message.metadata.response_code == ResponseCode::NoError

@@ -14,7 +14,7 @@ use nix::{
     unistd::Pid,
 };
 
-const LONGEST_END: Duration = Duration::from_secs(15);
+const LONGEST_END: Duration = Duration::from_secs(60);
 
 pub(super) fn work_dir(prefix: &str) -> PathBuf {
     PathBuf::from(format!("/tmp/{prefix}-dockerlab"))

@@ -20,7 +20,7 @@ use nix::sys::{
 use serde_json::Value;
 use swarmesh_tests::{
     agents::{self, Agents},
-    dockerlab::DockerLab,
+    dockerlab::{Container, DockerLab},
     lab::{program, spread_in},
     load::{Load, Outcome, field},
     netns::{lasting_rules, within},
@@ -49,23 +49,6 @@ pub(crate) struct Swarm {
     pub(crate) agents: RefCell<Agents>,
     /// Firewall and routing rules of the nodes and their ingress sandboxes before there was an agent.
     pub(crate) untouched: BTreeMap<PathBuf, String>,
-}
-
-/// A task's container, by what its engine says.
-#[derive(Clone, Debug)]
-pub(crate) struct Container {
-    pub(crate) task: String,
-    pub(crate) id: String,
-    pub(crate) node: usize,
-    pub(crate) healthy: bool,
-    pub(crate) namespace: PathBuf,
-    pub(crate) addresses: BTreeMap<String, IpAddr>,
-}
-
-impl Container {
-    pub(crate) fn address(&self, network: &str) -> Result<IpAddr> {
-        self.addresses.get(network).copied().with_context(|| format!("{} is not in {network}", self.task))
-    }
 }
 
 impl Swarm {
@@ -169,7 +152,7 @@ impl Swarm {
 
     /// The running containers of a service's tasks on all nodes, leaving ones included.
     pub(crate) fn containers(&self, service: &str) -> Result<Vec<Container>> {
-        self.containers_with(&format!("label=com.docker.swarm.service.name={service}"))
+        self.lab.borrow().tasks(service)
     }
 
     pub(crate) fn plain(&self) -> Result<Container> {
@@ -177,31 +160,7 @@ impl Swarm {
     }
 
     pub(crate) fn containers_with(&self, filter: &str) -> Result<Vec<Container>> {
-        let lab = self.lab.borrow();
-        let (kind, value) = filter.split_once('=').context("a filter")?;
-        let query = format!("/containers/json?filters=%7B%22{kind}%22%3A%5B%22{}%22%5D%7D", value.replace('=', "%3D"));
-        let mut containers = Vec::new();
-        for node in 0..NODES {
-            for listed in array(&lab.api(node, &query)?) {
-                let id = text(&listed["Id"]);
-                // It may have ended since.
-                let Ok(seen) = lab.api(node, &format!("/containers/{id}/json")) else { continue };
-                let sandbox = text(&seen["NetworkSettings"]["SandboxKey"]);
-                let networks = seen["NetworkSettings"]["Networks"].as_object().cloned().unwrap_or_default();
-                containers.push(Container {
-                    task: text(&seen["Config"]["Labels"]["com.docker.swarm.task.name"]),
-                    node,
-                    healthy: seen["State"]["Running"] == true && seen["State"]["Health"]["Status"].as_str().is_none_or(|s| s == "healthy"),
-                    namespace: lab.netns_dir(node)?.join(sandbox.rsplit('/').next().unwrap_or_default()),
-                    addresses: networks
-                        .into_iter()
-                        .filter_map(|(name, settings)| Some((name, settings["IPAddress"].as_str()?.parse().ok()?)))
-                        .collect(),
-                    id,
-                });
-            }
-        }
-        Ok(containers)
+        self.lab.borrow().containers(filter)
     }
 
     pub(crate) fn first(&self, service: &str) -> Result<Container> {
@@ -209,12 +168,7 @@ impl Swarm {
     }
 
     pub(crate) fn vip(&self, service: &str, network: &str) -> Result<IpAddr> {
-        let lab = self.lab.borrow();
-        let network = lab.api(0, &format!("/networks/{network}?scope=swarm"))?["Id"].clone();
-        let service = lab.api(0, &format!("/services/{service}"))?;
-        let vip =
-            array(&service["Endpoint"]["VirtualIPs"]).into_iter().find(|v| v["NetworkID"] == network).context("it has no VIP there")?;
-        Ok(text(&vip["Addr"]).split('/').next().unwrap_or_default().parse()?)
+        self.lab.borrow().vip(service, network)
     }
 
     /// Waits until a service has so many tasks and no others, and every agent has applied that.
@@ -332,10 +286,6 @@ impl Clients {
 
 pub(crate) fn array(value: &Value) -> Vec<Value> {
     value.as_array().cloned().unwrap_or_default()
-}
-
-pub(crate) fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_default().to_owned()
 }
 
 pub(crate) fn node_address(node: usize) -> IpAddr {
