@@ -5,6 +5,7 @@ mod bench;
 mod demo;
 mod fuzz;
 mod lab;
+mod meshes;
 mod packages;
 mod run;
 mod tiers;
@@ -46,6 +47,8 @@ enum Command {
     },
     /// Boot Debian's kernels in QEMU and run the real-kernel tests and the emulator inside; CI runs it without options
     Vm(vm::VmArgs),
+    /// Docker's own mesh and ours on one kernel, row by row (TESTING.md)
+    Meshes(meshes::MeshesArgs),
     /// Measure ours, peers and the limit side by side (PERFORMANCE.md)
     Bench(bench::BenchArgs),
     /// What `bench names` starts as its limit
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Fuzz { seconds } => fuzz::fuzz(fuzz::Length::Seconds(seconds)),
         Command::Lab { command } => lab::run(command),
         Command::Vm(args) => vm::run(&args),
+        Command::Meshes(args) => meshes::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::BenchEcho { address } => bench::echo(address),
     };

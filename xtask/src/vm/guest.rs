@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::{
     debs::Debs,
@@ -44,7 +44,7 @@ const GUEST_PACKAGES: [&str; 6] = ["kmod", "libkmod2", "ipvsadm", "libnl-3-200",
 const GUEST_PROGRAMS: [&str; 3] = ["kmod", "modprobe", "ipvsadm"];
 const IPTABLES_EXTENSIONS: &str = "usr/lib/x86_64-linux-gnu/xtables";
 /// Drivers of real devices are left out.
-const MODULES: [&str; 4] = ["arch", "crypto", "lib", "net"];
+const MODULES: [&str; 5] = ["arch", "crypto", "fs/overlayfs", "lib", "net"];
 const NETWORK_DRIVERS: &str = "drivers/net";
 
 /// A kernel's package, unpacked.
@@ -117,10 +117,10 @@ pub(super) struct Work<'a> {
     pub(super) script: Option<&'a str>,
 }
 
-/// Writes the initramfs.
-pub(super) fn write_image(path: &Path, debs: &Debs, kernel: &KernelFiles, work: &Work<'_>, limits: Limits) -> Result<()> {
+/// What every guest has: tools, modules, `init`. `path` is where the image will be.
+pub(super) fn base(path: &Path, debs: &Debs, kernel: &KernelFiles, limits: Limits) -> Result<Image> {
     let roots = GUEST_PACKAGES.iter().map(|package| debs.unpacked(package)).collect::<Result<Vec<_>>>()?;
-    let [kmod, libkmod, ..] = &roots[..] else { return Ok(()) };
+    let [kmod, libkmod, ..] = &roots[..] else { bail!("a guest without kmod") };
     let library = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|place| libkmod.join(place));
     let library = library.iter().find(|place| place.is_dir()).context("libkmod2 has no library")?;
     let program = kmod.join("bin/kmod");
@@ -146,6 +146,12 @@ pub(super) fn write_image(path: &Path, debs: &Debs, kernel: &KernelFiles, work: 
     ["proc", "sys", "dev", "run", "tmp", "root", "var"].iter().for_each(|place| image.directory(Path::new(place)));
     let Limits { test_seconds, lab_seconds, boot_seconds } = limits;
     image.text("tests/settings", format!("TEST_SECONDS={test_seconds}\nLAB_SECONDS={lab_seconds}\nBOOT_SECONDS={boot_seconds}\n"));
+    Ok(image)
+}
+
+/// Writes the initramfs.
+pub(super) fn write_image(path: &Path, debs: &Debs, kernel: &KernelFiles, work: &Work<'_>, limits: Limits) -> Result<()> {
+    let mut image = base(path, debs, kernel, limits)?;
     image.text("tests/environment", environment());
     image.text("tests/list", list(work.tests));
     let program = small(path, work.program)?;

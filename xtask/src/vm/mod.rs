@@ -7,12 +7,18 @@
 mod boot;
 mod cpio;
 mod debs;
+mod docker;
 mod guest;
 mod image;
 mod report;
 mod suites;
 
-use std::{fs, path::PathBuf, thread, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
@@ -24,6 +30,10 @@ use crate::{
     run::{build, root, say},
 };
 
+pub(crate) use docker::{Engines, boot as boot_engines};
+
+/// Of the guest's memory.
+const MEBIBYTES: u32 = 2048;
 /// Emulation is some ten times slower than the machine, and the machine may be busy.
 const TEST_SECONDS: u64 = 300;
 const LAB_SECONDS: u64 = 1800;
@@ -32,7 +42,7 @@ const BOOT_SECONDS: u64 = 2400;
 const LONG_BOOT_SECONDS: u64 = 5 * 3600;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Series {
+pub(crate) enum Series {
     #[value(name = "6.1")]
     V6_1,
     #[value(name = "6.12")]
@@ -88,9 +98,7 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
     let program = build(false)?;
     let place = directory();
     let debs = debs::Debs::new(place.join("packages"))?;
-    // Two at a time would write each other's images, and be twice as slow.
-    let file = fs::File::create(place.join("lock")).with_context(|| format!("cannot write to {}", place.display()))?;
-    let _alone = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).context("cannot lock target/vm")?;
+    let _alone = alone(&place)?;
 
     let boot_seconds = if args.all { LONG_BOOT_SECONDS } else { BOOT_SECONDS };
     let wanted: &[Series] = if args.series.is_empty() { Series::value_variants() } else { &args.series };
@@ -114,7 +122,11 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
     if guests.is_empty() {
         bail!("apt offers none of the kernels of the vm tier on this machine");
     }
-    let patience = boot::Patience { silence: Duration::from_secs(TEST_SECONDS + 60), whole: Duration::from_secs(boot_seconds + 60) };
+    let patience = boot::Patience {
+        mebibytes: MEBIBYTES,
+        silence: Duration::from_secs(TEST_SECONDS + 60),
+        whole: Duration::from_secs(boot_seconds + 60),
+    };
     // All at once: half of a lab's time is waiting.
     let outcomes: Vec<Result<Option<PathBuf>>> = thread::scope(|scope| {
         let boot = |(kernel, image, work, mut report): (guest::KernelFiles, PathBuf, PathBuf, report::Report)| {
@@ -135,6 +147,13 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
     Ok(())
 }
 
-fn directory() -> PathBuf {
+/// Two at a time would write each other's images, and be twice as slow.
+fn alone(place: &Path) -> Result<Flock<fs::File>> {
+    let file = fs::File::create(place.join("lock")).with_context(|| format!("cannot write to {}", place.display()))?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).context("cannot lock target/vm")
+}
+
+/// Where everything of the guests is.
+pub(crate) fn directory() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from).join("vm")
 }

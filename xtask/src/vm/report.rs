@@ -64,7 +64,10 @@ impl Report {
     /// One line of the guest's; see `init.sh` for what there is.
     pub(super) fn line(&mut self, line: &str) {
         if let Some(shown) = line.strip_prefix("| ") {
-            self.shown.push(shown.to_owned());
+            match self.show_all && self.running.is_none() {
+                true => say(&format!("          {shown}")),
+                false => self.shown.push(shown.to_owned()),
+            }
             return;
         }
         let Some(said) = line.strip_prefix("@vm ") else { return };
