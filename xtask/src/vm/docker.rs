@@ -129,7 +129,8 @@ fn script(text: &str) -> String {
 export GOGC=400
 # The root is the kernel's own, which cannot be exchanged by pivot_root.
 export DOCKER_RAMDISK=1
-modprobe -a {MODULES} || exit 1
+# By its place: busybox, whose shell this may be, has a modprobe of its own, which knows no compressed modules.
+/usr/sbin/modprobe -a {MODULES} || exit 1
 {{ ( {text}
 ) 2>&1; echo $? >/tmp/code; echo \"{CLOCK}$(cut -d' ' -f1 /proc/uptime)\"; }} | while IFS= read -r line; do printf '| %s\\n' \"$line\"; done >/dev/ttyS1
 exit $(cat /tmp/code)
