@@ -54,6 +54,9 @@ enum Command {
     /// What `bench names` starts as its limit
     #[command(hide = true)]
     BenchEcho { address: std::net::SocketAddr },
+    /// What `bench vm` runs inside
+    #[command(hide = true)]
+    BenchGuest(bench::GuestArgs),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Meshes(args) => meshes::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::BenchEcho { address } => bench::echo(address),
+        Command::BenchGuest(args) => bench::guest(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

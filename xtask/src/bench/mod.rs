@@ -7,11 +7,12 @@ mod names;
 mod programming;
 mod stats;
 mod swarm;
+mod vm;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
-use crate::{packages, run::say};
+use crate::{packages, run::say, vm::Series};
 
 #[derive(Args)]
 pub(crate) struct BenchArgs {
@@ -27,6 +28,12 @@ pub(crate) struct BenchArgs {
     /// Services in the large tables
     #[arg(long, default_value_t = 10_000)]
     services: u32,
+    /// Of `vm`: cold loads of full size
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Of `vm`: one of Debian's kernels
+    #[arg(long, value_enum, default_value = "6.12")]
+    kernel: Series,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -41,20 +48,27 @@ enum What {
     Memory,
     /// B7: CPU per query and answer times of the resolver
     Names,
+    /// What IPVS costs, in instructions, on a kernel that has it: in QEMU
+    Vm,
 }
 
 pub(crate) use names::echo;
+pub(crate) use vm::{GuestArgs, guest};
 
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
-    if !nix::unistd::geteuid().is_root() {
+    let all = [What::FirstPacket, What::Programming, What::Connections, What::Memory, What::Names, What::Vm];
+    let wanted = if args.what.is_empty() { all.to_vec() } else { args.what.clone() };
+    // A guest has what it needs.
+    let is_here = wanted.iter().any(|what| *what != What::Vm);
+    if is_here && !nix::unistd::geteuid().is_root() {
         bail!("benchmarks make network namespaces: run them as root");
     }
     if cfg!(debug_assertions) {
         bail!("figures of a debug build say nothing; use: cargo run --release --package xtask -- bench");
     }
-    let all = [What::FirstPacket, What::Programming, What::Connections, What::Memory, What::Names];
-    let wanted = if args.what.is_empty() { all.to_vec() } else { args.what.clone() };
-    packages::ensure(&["nftables", "iptables", "iproute2", "haproxy", "curl", "procps"])?;
+    if is_here {
+        packages::ensure(&["nftables", "iptables", "iproute2", "haproxy", "curl", "procps"])?;
+    }
     for what in wanted {
         say(&format!("\n== {what:?} =="));
         match what {
@@ -65,6 +79,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
             What::Names => {
                 packages::ensure(&["dnsmasq-base", "unbound", "knot", "docker.io", "busybox-static"])?;
                 names::run(args.blocks, args.services)?;
+            }
+            What::Vm => {
+                let BenchArgs { blocks, rounds, services, tasks, .. } = *args;
+                vm::run(args.kernel, &GuestArgs { blocks, rounds, services, tasks })?;
             }
         }
     }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use swarmesh_dataplane::{NetfilterPlane, PlaneConfig};
+use swarmesh_dataplane::{Balancing, NetfilterPlane, PlaneConfig};
 use swarmesh_kernel::LinuxKernel;
 use swarmesh_model::{Delta, Network, Node, Service, Snapshot, Subnet, Task, TaskAddress, TaskState, VirtualIp};
 use swarmesh_plan::{NodeContext, Planner};
@@ -182,8 +182,12 @@ pub(crate) struct Ours {
 
 impl Ours {
     pub(crate) fn new(sandbox: &Sandbox) -> Self {
+        Self::balancing(sandbox, Balancing::Nft)
+    }
+
+    pub(crate) fn balancing(sandbox: &Sandbox, balancing: Balancing) -> Self {
         let context = NodeContext { node: Some("here".into()), ..NodeContext::default() };
-        let config = PlaneConfig { balancing: swarmesh_dataplane::Balancing::Nft, netns_dir: sandbox.netns_dir(), node_address: None };
+        let config = PlaneConfig { balancing, netns_dir: sandbox.netns_dir(), node_address: None };
         Self { planner: Planner::new(context), plane: NetfilterPlane::new(Arc::new(LinuxKernel), config) }
     }
 

@@ -146,13 +146,13 @@ pub(super) fn base(path: &Path, debs: &Debs, kernel: &KernelFiles, limits: Limit
     ["proc", "sys", "dev", "run", "tmp", "root", "var"].iter().for_each(|place| image.directory(Path::new(place)));
     let Limits { test_seconds, lab_seconds, boot_seconds } = limits;
     image.text("tests/settings", format!("TEST_SECONDS={test_seconds}\nLAB_SECONDS={lab_seconds}\nBOOT_SECONDS={boot_seconds}\n"));
+    image.text("tests/environment", environment());
     Ok(image)
 }
 
 /// Writes the initramfs.
 pub(super) fn write_image(path: &Path, debs: &Debs, kernel: &KernelFiles, work: &Work<'_>, limits: Limits) -> Result<()> {
     let mut image = base(path, debs, kernel, limits)?;
-    image.text("tests/environment", environment());
     image.text("tests/list", list(work.tests));
     let program = small(path, work.program)?;
     image.file(Path::new("usr/bin/swarmesh"), &program);

@@ -5,6 +5,7 @@
 //! two serial ports, one for the kernel's console and one for what `init.sh` says.
 
 mod boot;
+mod counted;
 mod cpio;
 mod debs;
 mod docker;
@@ -30,6 +31,7 @@ use crate::{
     run::{build, root, say},
 };
 
+pub(crate) use counted::run as run_counted;
 pub(crate) use docker::{Engines, boot as boot_engines};
 
 /// Of the guest's memory.
