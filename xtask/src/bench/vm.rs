@@ -8,10 +8,11 @@ mod servers;
 
 use std::{
     fs,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Args;
 use swarmesh_dataplane::{Balancing, try_ipvs};
 use swarmesh_kernel::LinuxKernel;
@@ -44,8 +45,8 @@ pub(crate) struct GuestArgs {
 pub(crate) fn guest(args: &GuestArgs) -> Result<()> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("no kernel to ask")?;
     say(&format!("Linux {}", release.trim()));
-    let balancing = within(&Sandbox::new("try")?.path(), || try_ipvs(&LinuxKernel))??;
-    ensure!(matches!(balancing, Balancing::Ipvs { .. }), "{balancing:?}");
+    let schedulers = within(&Sandbox::new("try")?.path(), || try_ipvs(&LinuxKernel))??;
+    let balancing = Balancing::Ipvs { schedulers: Arc::new(schedulers) };
     if args.blocks > 0 {
         paths::run(args.blocks, &balancing)?;
     }

@@ -34,7 +34,8 @@ pub(crate) fn run(series: Series, program: &Path, words: &[String]) -> Result<()
     let path = work.join("initramfs");
     let small = work.join("program");
     output(Command::new("strip").arg("--strip-debug").arg("-o").arg(&small).arg(program))?;
-    let mut image = guest::base(&path, &debs, &kernel, guest::Limits { test_seconds: SECONDS, lab_seconds: SECONDS, boot_seconds: SECONDS })?;
+    let mut image =
+        guest::base(&path, &debs, &kernel, guest::Limits { test_seconds: SECONDS, lab_seconds: SECONDS, boot_seconds: SECONDS })?;
     image.file(Path::new("tests/program"), &small);
     image.libraries(&small)?;
     image.text("tests/list", "");
