@@ -364,7 +364,7 @@ const ROWS: &[Row<Lab>] = &[
         Ok(())
     }),
     ("K4 affinity ends with its time", |lab| {
-        nft_only("IPVS forgets a client when its last connection is forgotten, which a closed one is after two minutes")?;
+        nft_only("IPVS forgets no client while it remembers a connection of its, as it does for two minutes after one was closed")?;
         let mut seen = BTreeMap::new();
         for _ in 0..3 {
             std::thread::sleep(Duration::from_millis(4600));
