@@ -28,7 +28,7 @@ services:
     ports: ["8000:80", "8000:53/udp"]
     networks: [back]
     stop_grace_period: 20s
-    healthcheck: {test: [CMD, "true"], interval: 500ms}
+    healthcheck: {test: [CMD, curl, -sf, "http://127.0.0.1:80/health"], interval: 500ms, retries: 20}
     deploy:
       replicas: 6
       update_config: {order: start-first, parallelism: 2, delay: 500ms}
