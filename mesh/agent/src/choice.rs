@@ -1,4 +1,4 @@
-//! Which plane this node gets: the one that was asked for, or the first that the kernel carries out.
+//! Which plane this node gets, and why not the others.
 
 use std::{collections::BTreeSet, sync::Arc, thread};
 
@@ -21,7 +21,7 @@ pub struct Chosen {
 pub enum ChoiceError {
     #[error("plane {0} is not in this version; use --plane ipvs, nft, or auto")]
     Absent(PlaneChoice),
-    #[error("--plane {plane} cannot run here: {reason}. `--plane auto` takes what this kernel has")]
+    #[error("--plane {plane} cannot run here: {reason}. `--plane nft` needs none of it")]
     Refused { plane: PlaneChoice, reason: KernelError },
 }
 
