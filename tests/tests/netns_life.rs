@@ -14,7 +14,7 @@ use swarmesh_tests::{
     lab::{Held, Knock, Lab, ask, ask_udp, knock_tcp, spread_in, udp_socket},
     load::{Load, Outcome},
     netns::within,
-    patience::patient,
+    patience::{patient, silence},
     rows::{Row, run},
 };
 
@@ -24,7 +24,7 @@ version: "3.8"
 services:
   web:
     image: example/web
-    environment: {WHOAMI_TCP: "80", WHOAMI_UDP: "53", WHOAMI_LINGER: "1"}
+    environment: {WHOAMI_TCP: "80", WHOAMI_UDP: "53", WHOAMI_LINGER: "MOMENT"}
     ports: ["8000:80", "8000:53/udp"]
     networks: [back]
     stop_grace_period: 20s
@@ -48,10 +48,24 @@ services:
     environment: {WHOAMI_LINGER: "30"}
     ports: ["8001:80"]
     stop_grace_period: 40s
-    deploy: {replicas: 2, labels: {swarmesh.drain: "3"}}
+    deploy: {replicas: 2, labels: {swarmesh.drain: "SHORT"}}
 networks:
   back:
 "#;
+
+/// Seconds that are short, and yet time enough to look twice: three on an ordinary machine.
+fn short() -> u64 {
+    silence(Duration::from_secs(3)).as_secs()
+}
+
+/// With so long to stop, tasks outlast the news of it: a second on an ordinary machine, beside Docker's two before the signal.
+fn moment() -> u64 {
+    silence(Duration::from_secs(1)).as_secs()
+}
+
+fn stack() -> String {
+    STACK.replace("SHORT", &short().to_string()).replace("MOMENT", &moment().to_string())
+}
 
 fn node_address(index: usize) -> IpAddr {
     IpAddr::from([192, 0, 2, 11 + u8::try_from(index).unwrap_or(0)])
@@ -174,8 +188,8 @@ const ROWS: &[Row<Lab>] = &[
         for connection in &mut held {
             connection.talk().context("a connection was cut while draining")?;
         }
-        // swarmesh.drain is 3 s here; the task itself lingers for 30.
-        sleep(Duration::from_secs(5).saturating_sub(leaving.elapsed()));
+        // Its swarmesh.drain is over then; the task itself lingers for 30 s.
+        sleep(Duration::from_secs(short() + 2).saturating_sub(leaving.elapsed()));
         let stay: Vec<String> = lab.tasks("short")?.iter().map(|t| t["name"].as_str().unwrap_or_default().to_owned()).collect();
         for connection in &mut held {
             let task = connection.task().to_owned();
@@ -225,38 +239,43 @@ const ROWS: &[Row<Lab>] = &[
         Ok(())
     }),
     ("E29 K10 a task is used when it is healthy, not before, and not when it no longer is", |lab| {
-        let late = STACK.replace(
-            "networks:\n  back:\n",
-            r#"  late:
+        let late = stack()
+            .replace(
+                "networks:\n  back:\n",
+                r#"  late:
     image: example/late
-    environment: {WHOAMI_READY_AFTER: "3"}
+    environment: {WHOAMI_READY_AFTER: "SHORT"}
     ports: ["8002:80"]
-    healthcheck: {test: [CMD, curl, -sf, "http://127.0.0.1:80/health"], interval: 300ms, retries: 20, start_period: 1s}
+    healthcheck: {test: [CMD, curl, -sf, "http://127.0.0.1:80/health"], interval: 300ms, retries: 20, start_period: 10s}
     deploy: {replicas: 1}
 networks:
   back:
 "#,
-        );
+            )
+            .replace("SHORT", &short().to_string());
         lab.deploy(&late)?;
         let target = SocketAddr::new(node_address(0), 8002);
         lab.wait("it is starting", || Ok(lab.all_tasks("late")?.iter().any(|t| t["state"] == "starting")))?;
         lab.settled(&NODES)?;
         ensure!(knock_tcp(&lab.namespace("client1"), target)? == Knock::Refused, "a starting task gets traffic");
         lab.wait("it is healthy and used", || Ok(lab.get("client1", target).is_ok()))?;
-        let sick = late.replace("WHOAMI_READY_AFTER: \"3\"", "WHOAMI_FAIL: \"unhealthy-after=3\"").replace("retries: 20", "retries: 1");
+        let sick = late
+            .replace("WHOAMI_READY_AFTER: \"", "WHOAMI_FAIL: \"unhealthy-after=")
+            .replace("retries: 20", "retries: 1")
+            .replace("start_period: 10s", "start_period: 1s");
         lab.deploy(&sick)?;
         lab.wait("it answers", || Ok(lab.get("client1", target).is_ok()))?;
         lab.wait("the unhealthy one is taken out", || Ok(lab.tasks("late")?.is_empty()))?;
-        lab.deploy(STACK)?;
+        lab.deploy(&stack())?;
         lab.wait("it is removed", || Ok(lab.all_tasks("late").map_or(true, |t| t.is_empty())))
     }),
     ("E38 K3 ports come and go live, and nothing else is disturbed", |lab| {
         let clients = Clients::start(lab)?;
-        let more = STACK.replace("ports: [\"8000:80\", \"8000:53/udp\"]", "ports: [\"8000:80\", \"8000:53/udp\", \"9090:80\"]");
+        let more = stack().replace("ports: [\"8000:80\", \"8000:53/udp\"]", "ports: [\"8000:80\", \"8000:53/udp\", \"9090:80\"]");
         lab.deploy(&more)?;
         let target = SocketAddr::new(node_address(2), 9090);
         lab.wait("the new port answers", || Ok(lab.get("client1", target).is_ok()))?;
-        lab.deploy(STACK)?;
+        lab.deploy(&stack())?;
         lab.wait("the port is closed again", || Ok(knock_tcp(&lab.namespace("client1"), target)? == Knock::Refused))?;
         lab.wait("web is whole", || Ok(lab.tasks("web")?.len() == 6))?;
         clients.stop().map(drop)
@@ -264,14 +283,14 @@ networks:
     ("K2 one of two protocols of a port is dropped: the other goes on, the dropped one fails", |lab| {
         let target = SocketAddr::new(node_address(0), 8000);
         let namespace = lab.namespace("client1");
-        lab.deploy(&STACK.replace("ports: [\"8000:80\", \"8000:53/udp\"]", "ports: [\"8000:80\"]"))?;
+        lab.deploy(&stack().replace("ports: [\"8000:80\", \"8000:53/udp\"]", "ports: [\"8000:80\"]"))?;
         lab.wait("UDP is refused", || Ok(ask_udp(&namespace, target, "x")?.is_err()))?;
         ensure!(lab.get("client1", target).is_ok(), "TCP went with it");
-        lab.deploy(STACK)?;
+        lab.deploy(&stack())?;
         lab.wait("UDP is back", || Ok(ask_udp(&namespace, target, "x")?.is_ok()))
     }),
     ("E40 K17 the target port changes under a published port", |lab| {
-        let moved = STACK.replace("WHOAMI_TCP: \"80\", WHOAMI_UDP", "WHOAMI_TCP: \"80,85\", WHOAMI_UDP");
+        let moved = stack().replace("WHOAMI_TCP: \"80\", WHOAMI_UDP", "WHOAMI_TCP: \"80,85\", WHOAMI_UDP");
         lab.deploy(&moved)?;
         lab.wait("the tasks listen on both", || Ok(lab.tasks("web")?.len() == 6 && lab.all_tasks("web")?.len() == 6))?;
         let clients = Clients::start(lab)?;
@@ -280,26 +299,26 @@ networks:
         lab.deploy(&moved)?;
         lab.wait("web is whole", || Ok(lab.tasks("web")?.len() == 6 && lab.all_tasks("web")?.len() == 6))?;
         clients.stop()?;
-        lab.deploy(STACK)?;
+        lab.deploy(&stack())?;
         wait_for_tasks(lab, "web", 6)
     }),
     ("E32 vip to dnsrr: after the rollout the VIP is no longer served", |lab| {
         let vip = lab.vip("single", "back")?;
         let caller = lab.tasks("caller")?.into_iter().next().context("no caller")?;
-        lab.deploy(&STACK.replace(
+        lab.deploy(&stack().replace(
             "  single:\n    image: example/single\n    networks: [back]\n    deploy:\n",
             "  single:\n    image: example/single\n    networks: [back]\n    deploy:\n      endpoint_mode: dnsrr\n",
         ))?;
         lab.wait("it has no VIP", || Ok(lab.vip("single", "back").is_err()))?;
         lab.settled(&NODES)?;
         ensure!(knock_tcp(&lab.task_namespace(&caller), SocketAddr::new(vip, 80))? != Knock::Open, "the old VIP still answers");
-        lab.deploy(STACK)?;
+        lab.deploy(&stack())?;
         lab.wait("it has a VIP again", || {
             Ok(lab.vip("single", "back").is_ok() && lab.tasks("single")?.len() == 1 && lab.all_tasks("single")?.len() == 1)
         })
     }),
     ("E34 E35 K13 services and networks come and go; a VIP that comes back works", |lab| {
-        let extra = STACK.replace("networks:\n  back:\n", "  extra:\n    image: example/extra\n    networks: [back, side]\n    ports: [\"8003:80\"]\n    deploy: {replicas: 2}\nnetworks:\n  back:\n  side:\n");
+        let extra = stack().replace("networks:\n  back:\n", "  extra:\n    image: example/extra\n    networks: [back, side]\n    ports: [\"8003:80\"]\n    deploy: {replicas: 2}\nnetworks:\n  back:\n  side:\n");
         for _ in 0..2 {
             lab.deploy(&extra)?;
             lab.wait("extra runs", || Ok(lab.tasks("extra")?.len() == 2))?;
@@ -310,7 +329,7 @@ networks:
             let first = lab.tasks("extra")?.into_iter().next().context("no task")?;
             ensure!(lab.get_from_task(&first, SocketAddr::new(lab.vip("extra", "side")?, 80)).is_ok(), "by the side network");
             ensure!(lab.get("client1", SocketAddr::new(node_address(0), 8003)).is_ok(), "by its port");
-            lab.deploy(STACK)?;
+            lab.deploy(&stack())?;
             lab.wait("extra is gone", || Ok(lab.all_tasks("extra").is_err()))?;
             lab.wait("its port is closed", || {
                 Ok(knock_tcp(&lab.namespace("client1"), SocketAddr::new(node_address(0), 8003))? == Knock::Refused)
@@ -376,7 +395,7 @@ networks:
 
 #[test]
 fn life_rows() {
-    let lab = Lab::up("life", 3, STACK, &[]).unwrap();
+    let lab = Lab::up("life", 3, &stack(), &[]).unwrap();
     lab.settled(&NODES).unwrap();
     run(&lab, ROWS);
 }
