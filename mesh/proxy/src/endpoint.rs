@@ -1,0 +1,161 @@
+//! Where connections to backends go, and what all workers know of each such place.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwapOption;
+use socket2::Socket;
+use swarmesh_router::model::{BackendProtocol, BackendTls, Ejection, Upstream};
+
+/// A task, VIP, published port or host that requests are sent to. Two routes to the same place share one.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Never given again while the process lives.
+    pub id: u64,
+    pub upstream: Upstream,
+    pub protocol: BackendProtocol,
+    pub tls: Option<BackendTls>,
+    /// Where sockets to it are opened; `None` for the node's own namespace.
+    pub foothold: Option<Arc<Foothold>>,
+    pub health: Health,
+    /// Requests and tunnels that it is busy with.
+    load: AtomicU32,
+    /// It takes nothing new: its connections are closed once they are idle.
+    gone: AtomicBool,
+}
+
+/// A namespace on this node from which a network is reached. It changes when the task whose namespace it is goes.
+#[derive(Debug, Default)]
+pub struct Foothold {
+    pub sandbox: ArcSwapOption<PathBuf>,
+}
+
+/// Opens sockets in namespaces. What it returns is not connected and does not block.
+pub trait Dialer: fmt::Debug + Send + Sync {
+    /// `sandbox` is a namespace's file, or `None` for the process's own.
+    fn socket(&self, sandbox: Option<&std::path::Path>, to: SocketAddr) -> io::Result<Socket>;
+}
+
+/// How a backend has done lately, among all routes and workers.
+#[derive(Debug, Default)]
+pub struct Health {
+    /// Failures without a success between them.
+    failures: AtomicU32,
+    /// Milliseconds after [`Endpoint`]'s process began; 0 if it is not out.
+    out_until: AtomicU64,
+}
+
+/// Counts one request as long as it lives.
+#[derive(Debug)]
+pub struct Busy(Arc<Endpoint>);
+
+impl Endpoint {
+    pub fn new(id: u64, upstream: Upstream, protocol: BackendProtocol, tls: Option<BackendTls>, foothold: Option<Arc<Foothold>>) -> Self {
+        Self { id, upstream, protocol, tls, foothold, health: Health::default(), load: AtomicU32::new(0), gone: AtomicBool::new(false) }
+    }
+
+    pub fn load(&self) -> u32 {
+        self.load.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request, unless there are `most` already.
+    pub fn begin(self: &Arc<Self>, most: Option<u32>) -> Option<Busy> {
+        let before = self.load.fetch_add(1, Ordering::Relaxed);
+        let busy = Busy(Arc::clone(self));
+        most.is_none_or(|most| before < most).then_some(busy)
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    pub fn retire(&self) {
+        self.gone.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Busy {
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.0
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.load.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Health {
+    pub fn succeeded(&self) {
+        // Nearly always so already: a store would take the cache line from the other workers.
+        if self.failures.load(Ordering::Relaxed) != 0 {
+            self.failures.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Says whether this failure puts it out.
+    pub fn failed(&self, ejection: Option<Ejection>, now: Instant) -> bool {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        let Some(ejection) = ejection.filter(|e| failures >= u32::from(e.failures)) else { return false };
+        self.failures.store(0, Ordering::Relaxed);
+        self.out_until.store(millis(now + ejection.time), Ordering::Relaxed);
+        true
+    }
+
+    pub fn is_out(&self, now: Instant) -> bool {
+        let until = self.out_until.load(Ordering::Relaxed);
+        until != 0 && millis(now) < until
+    }
+}
+
+/// Since the first call, and never 0.
+fn millis(at: Instant) -> u64 {
+    static BEGINNING: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+    let since = at.saturating_duration_since(*BEGINNING) + Duration::from_millis(1);
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint() -> Arc<Endpoint> {
+        let upstream = Upstream::Host { name: "a.example".into(), port: 80 };
+        Arc::new(Endpoint::new(1, upstream, BackendProtocol::Http1, None, None))
+    }
+
+    #[test]
+    fn an_endpoint_takes_as_many_as_it_may() {
+        let endpoint = endpoint();
+        let first = endpoint.begin(Some(1)).unwrap();
+        assert!(endpoint.begin(Some(1)).is_none());
+        assert_eq!(endpoint.load(), 1, "the one that was refused does not count");
+        drop(first);
+        assert_eq!(endpoint.load(), 0);
+        assert!(endpoint.begin(Some(1)).is_some());
+    }
+
+    #[test]
+    fn failures_in_a_row_put_it_out_for_a_while() {
+        let health = Health::default();
+        let ejection = Some(Ejection { failures: 2, time: Duration::from_secs(10) });
+        let now = Instant::now();
+        assert!(!health.failed(ejection, now));
+        health.succeeded();
+        assert!(!health.failed(ejection, now));
+        assert!(!health.is_out(now));
+        assert!(health.failed(ejection, now));
+        assert!(health.is_out(now) && health.is_out(now + Duration::from_secs(9)));
+        assert!(!health.is_out(now + Duration::from_secs(11)));
+        assert!(!health.failed(None, now));
+    }
+}
