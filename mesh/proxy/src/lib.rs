@@ -1,9 +1,11 @@
 //! Carries requests where a table of routes says: HTTP/1.1 and HTTP/2, TLS that ends here or passes through, tunnels.
 //!
+//! - [`auth`]: who may pass, by name and password.
 //! - [`endpoint`]: where connections to backends go.
 //! - [`live_set`]: who of a route's endpoints gets a request.
 #![forbid(unsafe_code)]
 
+pub mod auth;
 mod cookie;
 pub mod endpoint;
 pub mod live_set;
