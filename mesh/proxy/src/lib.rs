@@ -1,11 +1,13 @@
 //! Carries requests where a table of routes says: HTTP/1.1 and HTTP/2, TLS that ends here or passes through, tunnels.
 //!
 //! - [`auth`]: who may pass, by name and password.
+//! - [`compress`]: answers, made smaller on their way.
 //! - [`endpoint`]: where connections to backends go.
 //! - [`live_set`]: who of a route's endpoints gets a request.
 #![forbid(unsafe_code)]
 
 pub mod auth;
+pub mod compress;
 mod cookie;
 pub mod endpoint;
 pub mod live_set;
