@@ -4,6 +4,7 @@
 //! - [`compress`]: answers, made smaller on their way.
 //! - [`endpoint`]: where connections to backends go.
 //! - [`live_set`]: who of a route's endpoints gets a request.
+//! - [`hello`]: what a TLS client says first; [`rewound`]: what was read of a stream, to be read again.
 #![forbid(unsafe_code)]
 
 pub mod auth;
@@ -11,3 +12,5 @@ pub mod compress;
 mod cookie;
 pub mod endpoint;
 pub mod live_set;
+pub mod hello;
+pub mod rewound;
