@@ -5,6 +5,7 @@
 //! - [`endpoint`]: where connections to backends go.
 //! - [`live_set`]: who of a route's endpoints gets a request.
 //! - [`hello`]: what a TLS client says first; [`rewound`]: what was read of a stream, to be read again.
+//! - [`tls`]: certificates by name, TLS that ends here, and TLS to backends.
 #![forbid(unsafe_code)]
 
 pub mod auth;
@@ -14,3 +15,4 @@ pub mod endpoint;
 pub mod live_set;
 pub mod hello;
 pub mod rewound;
+pub mod tls;

@@ -1,0 +1,99 @@
+//! What can be wrong with a certificate, and where. None of it has a byte of what was read.
+
+use std::{fmt, io, path::PathBuf};
+
+/// Where a certificate, a key or a bundle of CAs comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// A Docker secret, by name.
+    Secret(String),
+    /// A file in the node's directory of certificates, by name.
+    File(String),
+    /// A label's, by the name that it is given there.
+    Label(String),
+    /// A file that the node's configuration names.
+    Configured(PathBuf),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Secret(name) => write!(f, "secret {name:?}"),
+            Self::File(name) => write!(f, "certificate file {name:?}"),
+            Self::Label(name) => write!(f, "label's certificate {name:?}"),
+            Self::Configured(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {reason}")]
+pub struct CertificateError {
+    pub place: Place,
+    pub reason: Reason,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    #[error("is no plain file name")]
+    Name,
+    #[error("is not there")]
+    Missing,
+    #[error("cannot be read: {}", io::Error::from(*.0))]
+    Read(io::ErrorKind),
+    #[error("is no file")]
+    NotAFile,
+    #[error("is larger than {most} bytes")]
+    TooBig { most: u64 },
+    #[error("line {line} is not PEM")]
+    NotPem { line: usize },
+    #[error("the block that begins in line {line} does not end")]
+    NoEnd { line: usize },
+    #[error("the block that begins in line {line} is not base64")]
+    NotBase64 { line: usize },
+    #[error("has no certificate")]
+    NoCertificate,
+    #[error("has no private key")]
+    NoKey,
+    #[error("has another private key in line {line}")]
+    SecondKey { line: usize },
+    #[error("the private key in line {line} is encrypted")]
+    EncryptedKey { line: usize },
+    #[error("the private key in line {line} is of no kind that TLS can use here")]
+    Key { line: usize },
+    #[error("the certificate in line {line} cannot be read")]
+    Certificate { line: usize },
+    #[error("the private key does not belong to the certificate")]
+    Mismatch,
+    #[error("the private key belongs to the certificate in line {line}, and not to the first")]
+    Order { line: usize },
+}
+
+impl Place {
+    pub(super) fn error(&self, reason: Reason) -> CertificateError {
+        CertificateError { place: self.clone(), reason }
+    }
+}
+
+impl CertificateError {
+    /// What to do about it.
+    pub fn remedy(&self) -> &'static str {
+        match (&self.reason, &self.place) {
+            (Reason::Name, _) => "give a name without / that is neither . nor ..",
+            (Reason::Missing, Place::Secret(_)) => {
+                "give the secret to the service that the agent runs as, or put it in the secrets directory"
+            }
+            (Reason::Missing, Place::File(_)) => "put the file into the node's directory of certificates",
+            (Reason::Missing | Reason::Read(_) | Reason::NotAFile, _) => "see that it is a file and that the agent may read it",
+            (Reason::TooBig { .. }, _) => "give only certificates and keys",
+            (Reason::NotPem { .. } | Reason::NoEnd { .. } | Reason::NotBase64 { .. }, _) => "give it whole, in PEM",
+            (Reason::NoCertificate | Reason::NoKey, _) => "give the certificate, its chain and its key, in PEM",
+            (Reason::SecondKey { .. }, _) => "leave only the certificate's key",
+            (Reason::EncryptedKey { .. }, _) => "give it without a passphrase, as with: openssl pkey -in old -out new",
+            (Reason::Key { .. }, _) => "give an RSA key of at least 2048 bits, or one of P-256, P-384, P-521 or Ed25519",
+            (Reason::Certificate { .. }, _) => "give X.509 certificates of version 3",
+            (Reason::Mismatch, _) => "give the key that the certificate was made for",
+            (Reason::Order { .. }, _) => "put the server's certificate first, and its chain behind it",
+        }
+    }
+}

@@ -1,0 +1,497 @@
+//! Which certificate a name is shown, and how that changes while connections come.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::{Component, Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use arc_swap::ArcSwap;
+use aws_lc_rs::digest::{Context, Digest, SHA256};
+use rustls::{
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use swarmesh_router::{Table, model::CertificateRef};
+
+use super::{
+    error::{CertificateError, Place, Reason},
+    files::Watched,
+    pem::{self, Loaded},
+};
+
+/// Where the node keeps what routes name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directories {
+    /// Docker's secrets, each a file.
+    pub secrets: PathBuf,
+    pub certificates: PathBuf,
+}
+
+/// The certificates of all routes. A handshake takes no lock and reads no file.
+#[derive(Debug)]
+pub struct Certificates {
+    directories: Directories,
+    /// For names that have none, and for clients that say no name.
+    default: Option<CertificateRef>,
+    current: ArcSwap<Current>,
+    /// What `current` was made of. Held while that is made again.
+    held: Mutex<HashMap<CertificateRef, Held>>,
+}
+
+#[derive(Debug, Default)]
+struct Current {
+    table: Arc<Table>,
+    keys: HashMap<CertificateRef, Arc<CertifiedKey>>,
+    default: Option<Arc<CertifiedKey>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    /// The files that it was read from.
+    files: Vec<Watched>,
+    loaded: Option<(Digested, Arc<Loaded>)>,
+    /// Of the last reading. What was loaded before is still shown.
+    error: Option<CertificateError>,
+}
+
+/// What was parsed, by its SHA-256.
+type Digested = [u8; 32];
+
+/// A certificate that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateProblem {
+    pub certificate: CertificateRef,
+    pub fault: CertificateFault,
+    /// It is shown all the same: the last good one, or one that clients will not accept.
+    pub shown: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CertificateFault {
+    #[error(transparent)]
+    Unusable(#[from] CertificateError),
+    #[error("has expired")]
+    Expired { at: SystemTime },
+    #[error("is not valid yet")]
+    NotYetValid { before: SystemTime },
+}
+
+impl Certificates {
+    /// Has none but the default one until it is given a table. Reads files.
+    pub fn new(directories: Directories, default: Option<CertificateRef>) -> Self {
+        let certificates = Self { directories, default, current: ArcSwap::default(), held: Mutex::default() };
+        certificates.update(Arc::default());
+        certificates
+    }
+
+    /// From now on, names are shown what this table says. Reads the files of certificates that are new.
+    pub fn update(&self, table: Arc<Table>) {
+        let mut held = self.held();
+        let wanted: HashSet<&CertificateRef> =
+            table.routes().iter().filter_map(|route| route.certificate.as_ref()).chain(&self.default).collect();
+        held.retain(|reference, _| wanted.contains(reference));
+        let mut parsed = parsed(&held);
+        for reference in wanted {
+            if !held.contains_key(reference) {
+                let new = self.read(reference, None, &mut parsed);
+                held.insert(reference.clone(), new);
+            }
+        }
+        self.publish(&held, table);
+    }
+
+    /// Looks at all files, and reads those that changed. Says whether another certificate is shown now. To be called from time to
+    /// time, from where waiting for a disk delays nobody.
+    pub fn refresh(&self) -> bool {
+        let mut held = self.held();
+        let mut parsed = parsed(&held);
+        let mut changed = false;
+        for (reference, held) in held.iter_mut() {
+            if held.files.iter().any(Watched::is_stale) {
+                let before = held.digest();
+                *held = self.read(reference, held.loaded.take(), &mut parsed);
+                changed |= held.digest() != before;
+            }
+        }
+        if changed {
+            let table = Arc::clone(&self.current.load().table);
+            self.publish(&held, table);
+        }
+        changed
+    }
+
+    /// What a client that asks for this name is shown; `None` refuses it.
+    pub fn find(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
+        let current = self.current.load();
+        let named = current.table.certificate(name).and_then(|reference| current.keys.get(reference));
+        named.or(current.default.as_ref()).cloned()
+    }
+
+    /// What is not as it should be, at this time.
+    pub fn problems(&self, now: SystemTime) -> Vec<CertificateProblem> {
+        let mut problems = Vec::new();
+        for (certificate, held) in self.held().iter() {
+            let shown = held.loaded.is_some();
+            let mut add = |fault| problems.push(CertificateProblem { certificate: certificate.clone(), fault, shown });
+            if let Some(error) = &held.error {
+                add(error.clone().into());
+            }
+            if let Some((_, loaded)) = &held.loaded {
+                let validity = loaded.validity;
+                if validity.to < now {
+                    add(CertificateFault::Expired { at: validity.to });
+                } else if now < validity.from {
+                    add(CertificateFault::NotYetValid { before: validity.from });
+                }
+            }
+        }
+        problems.sort_by(|a, b| a.certificate.name().cmp(b.certificate.name()));
+        problems
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<CertificateRef, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, held: &HashMap<CertificateRef, Held>, table: Arc<Table>) {
+        let key = |held: &Held| held.loaded.as_ref().map(|(_, loaded)| Arc::clone(&loaded.key));
+        let keys = held.iter().filter_map(|(reference, held)| Some((reference.clone(), key(held)?))).collect();
+        let default = self.default.as_ref().and_then(|reference| key(held.get(reference)?));
+        self.current.store(Arc::new(Current { table, keys, default }));
+    }
+
+    /// `before` is what it was until now, and stays if what is there cannot be used.
+    fn read(
+        &self,
+        reference: &CertificateRef,
+        before: Option<(Digested, Arc<Loaded>)>,
+        parsed: &mut HashMap<Digested, Arc<Loaded>>,
+    ) -> Held {
+        let mut files = Vec::new();
+        let result = self.load(reference, &mut files, parsed);
+        let (loaded, error) = match result {
+            Ok(loaded) => (Some(loaded), None),
+            Err(error) => (before, Some(error)),
+        };
+        if let Some((digest, loaded)) = &loaded {
+            parsed.insert(*digest, Arc::clone(loaded));
+        }
+        Held { files, loaded, error }
+    }
+
+    fn load(
+        &self,
+        reference: &CertificateRef,
+        files: &mut Vec<Watched>,
+        parsed: &HashMap<Digested, Arc<Loaded>>,
+    ) -> Result<(Digested, Arc<Loaded>), CertificateError> {
+        let mut text = |place: &Place, directory: &Path, name: &str| {
+            if !is_plain(name) {
+                return Err(place.error(Reason::Name));
+            }
+            let (file, bytes) = Watched::read(directory.join(name));
+            files.push(file);
+            bytes.map_err(|reason| place.error(reason))
+        };
+        let (place, directory, certificate, key) = match reference {
+            CertificateRef::Secrets { certificate, key } => {
+                let key = key.as_ref().map(|name| (Place::Secret(name.clone()), name));
+                (Place::Secret(certificate.clone()), &self.directories.secrets, certificate, key)
+            }
+            CertificateRef::Files { certificate, key } => {
+                let key = key.as_ref().map(|name| (Place::File(name.clone()), name));
+                (Place::File(certificate.clone()), &self.directories.certificates, certificate, key)
+            }
+            CertificateRef::Inline { name, pem } => return pair(parsed, (&Place::Label(name.clone()), pem.as_bytes()), None),
+        };
+        // Both are read before either counts: so both are looked at again.
+        let certificate = text(&place, directory, certificate);
+        let key = key.map(|(place, name)| (text(&place, directory, name), place));
+        let certificate = certificate?;
+        let key = match key {
+            Some((text, place)) => Some((place, text?)),
+            None => None,
+        };
+        pair(parsed, (&place, &certificate), key.as_ref().map(|(place, text)| (place, text.as_slice())))
+    }
+}
+
+impl Held {
+    fn digest(&self) -> Option<Digested> {
+        self.loaded.as_ref().map(|(digest, _)| *digest)
+    }
+}
+
+impl ResolvesServerCert for Certificates {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.find(hello.server_name())
+    }
+}
+
+fn parsed(held: &HashMap<CertificateRef, Held>) -> HashMap<Digested, Arc<Loaded>> {
+    held.values().filter_map(|held| held.loaded.clone()).collect()
+}
+
+/// What was parsed already is not parsed again.
+fn pair(
+    parsed: &HashMap<Digested, Arc<Loaded>>,
+    certificate: (&Place, &[u8]),
+    key: Option<(&Place, &[u8])>,
+) -> Result<(Digested, Arc<Loaded>), CertificateError> {
+    let digest = digest(certificate.1, key.map(|(_, text)| text));
+    if let Some(loaded) = parsed.get(&digest) {
+        return Ok((digest, Arc::clone(loaded)));
+    }
+    Ok((digest, Arc::new(pem::pair(certificate, key)?)))
+}
+
+fn digest(certificate: &[u8], key: Option<&[u8]>) -> Digested {
+    let mut context = Context::new(&SHA256);
+    context.update(&(certificate.len() as u64).to_be_bytes());
+    context.update(certificate);
+    if let Some(key) = key {
+        context.update(&[1]);
+        context.update(key);
+    }
+    let digest: Digest = context.finish();
+    let mut bytes = [0; 32];
+    bytes.copy_from_slice(digest.as_ref());
+    bytes
+}
+
+/// It names a file of the directory itself, whatever the directory is.
+fn is_plain(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    let one = matches!(components.next(), Some(Component::Normal(part)) if part == name) && components.next().is_none();
+    one && !name.contains('\0')
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        time::{Duration, UNIX_EPOCH},
+    };
+
+    use rcgen::date_time_ymd;
+    use swarmesh_router::model::Route;
+
+    use super::*;
+    use crate::tls::testing::{self, Authority, route};
+
+    struct Node {
+        root: tempfile::TempDir,
+        authority: Authority,
+    }
+
+    impl Node {
+        fn new() -> Self {
+            let root = tempfile::tempdir().unwrap();
+            for name in ["secrets", "certificates"] {
+                fs::create_dir(root.path().join(name)).unwrap();
+            }
+            Self { root, authority: Authority::new() }
+        }
+
+        fn directories(&self) -> Directories {
+            Directories { secrets: self.root.path().join("secrets"), certificates: self.root.path().join("certificates") }
+        }
+
+        fn certificates(&self, default: Option<CertificateRef>, routes: Vec<Route>) -> Certificates {
+            let certificates = Certificates::new(self.directories(), default);
+            certificates.update(table(routes));
+            certificates
+        }
+
+        fn put(&self, directory: &str, name: &str, text: &str) {
+            // As orchestrators do: whole, and by another name first.
+            let path = self.root.path().join(directory);
+            fs::write(path.join(".new"), text).unwrap();
+            fs::rename(path.join(".new"), path.join(name)).unwrap();
+        }
+    }
+
+    fn table(routes: Vec<Route>) -> Arc<Table> {
+        let (table, problems) = Table::new(routes);
+        assert_eq!(problems, []);
+        Arc::new(table)
+    }
+
+    fn secret(certificate: &str, key: Option<&str>) -> CertificateRef {
+        CertificateRef::Secrets { certificate: certificate.into(), key: key.map(Into::into) }
+    }
+
+    fn file(certificate: &str) -> CertificateRef {
+        CertificateRef::Files { certificate: certificate.into(), key: None }
+    }
+
+    fn faults(certificates: &Certificates) -> Vec<(String, CertificateFault, bool)> {
+        let problems = certificates.problems(SystemTime::now());
+        problems.into_iter().map(|p| (p.certificate.name().to_owned(), p.fault, p.shown)).collect()
+    }
+
+    #[test]
+    fn names_are_shown_what_their_routes_say() {
+        let node = Node::new();
+        let (shop, wild, inline) = (node.authority.site(&["shop.example"]), node.authority.site(&["*.wild.example"]), Authority::new());
+        let inline = inline.site(&["in.example"]);
+        node.put("secrets", "shop.crt", &shop.certificate);
+        node.put("secrets", "shop.key", &shop.key);
+        node.put("certificates", "wild.pem", &wild.combined());
+        let certificates = node.certificates(
+            None,
+            vec![
+                route("shop.example", Some(secret("shop.crt", Some("shop.key")))),
+                route("*.wild.example", Some(file("wild.pem"))),
+                route("in.example", Some(CertificateRef::Inline { name: "in".into(), pem: inline.combined() })),
+                route("plain.example", None),
+            ],
+        );
+        assert_eq!(faults(&certificates), []);
+        let shown = |name| certificates.find(name).map(|key| testing::pem(&key.cert[0]));
+        assert_eq!(shown(Some("shop.example")), Some(shop.certificate.clone()));
+        assert_eq!(shown(Some("SHOP.example.")), Some(shop.certificate));
+        assert_eq!(shown(Some("a.wild.example")), Some(wild.certificate));
+        assert_eq!(shown(Some("in.example")), Some(inline.certificate));
+        for nobody in [Some("plain.example"), Some("wild.example"), Some("other.example"), Some(""), None] {
+            assert_eq!(shown(nobody), None, "{nobody:?}");
+        }
+    }
+
+    #[test]
+    fn the_default_is_for_whoever_has_none_or_one_that_cannot_be_used() {
+        let node = Node::new();
+        let (site, default) = (node.authority.site(&["a.example"]), node.authority.site(&["default.example"]));
+        node.put("certificates", "default.pem", &default.combined());
+        node.put("certificates", "a.pem", &site.certificate);
+        let certificates = node.certificates(Some(file("default.pem")), vec![route("a.example", Some(file("a.pem")))]);
+        for name in [Some("a.example"), Some("b.example"), None] {
+            assert_eq!(testing::pem(&certificates.find(name).unwrap().cert[0]), default.certificate, "{name:?}");
+        }
+        let no_key = CertificateError { place: Place::File("a.pem".into()), reason: Reason::NoKey };
+        assert_eq!(faults(&certificates), [("a.pem".into(), CertificateFault::Unusable(no_key), false)]);
+        node.put("certificates", "a.pem", &site.combined());
+        assert!(certificates.refresh());
+        assert_eq!(testing::pem(&certificates.find(Some("a.example")).unwrap().cert[0]), site.certificate);
+        assert_eq!(faults(&certificates), []);
+    }
+
+    #[test]
+    fn files_that_change_are_read_again_and_what_is_the_same_is_kept() {
+        let node = Node::new();
+        let (old, new) = (node.authority.site(&["a.example"]), node.authority.site(&["a.example"]));
+        node.put("secrets", "a.crt", &old.certificate);
+        node.put("secrets", "a.key", &old.key);
+        let certificates = node.certificates(None, vec![route("a.example", Some(secret("a.crt", Some("a.key"))))]);
+        let find = || certificates.find(Some("a.example")).unwrap();
+        let first = find();
+        assert!(!certificates.refresh());
+        node.put("secrets", "a.key", &old.key);
+        assert!(!certificates.refresh(), "another file, the same bytes");
+        assert!(Arc::ptr_eq(&find(), &first));
+
+        // Half of a change: what worked goes on, and the fault is told until the other half is there.
+        node.put("secrets", "a.crt", &new.certificate);
+        assert!(!certificates.refresh());
+        assert!(Arc::ptr_eq(&find(), &first));
+        let mismatch = CertificateError { place: Place::Secret("a.crt".into()), reason: Reason::Mismatch };
+        assert_eq!(faults(&certificates), [("a.crt".into(), CertificateFault::Unusable(mismatch), true)]);
+        node.put("secrets", "a.key", &new.key);
+        assert!(certificates.refresh());
+        assert_eq!(testing::pem(&find().cert[0]), new.certificate);
+        assert_eq!(faults(&certificates), []);
+
+        let second = find();
+        fs::remove_file(node.root.path().join("secrets/a.key")).unwrap();
+        assert!(!certificates.refresh());
+        assert!(Arc::ptr_eq(&find(), &second));
+        let missing = CertificateError { place: Place::Secret("a.key".into()), reason: Reason::Missing };
+        assert_eq!(faults(&certificates), [("a.crt".into(), CertificateFault::Unusable(missing), true)]);
+    }
+
+    #[test]
+    fn a_file_is_read_again_only_if_it_changed_or_had_just_done_so() {
+        let node = Node::new();
+        let path = node.root.path().join("certificates/a.pem");
+        fs::write(&path, "one").unwrap();
+        let (fresh, _) = Watched::read(path.clone());
+        assert!(fresh.is_stale(), "it may change within the same tick of the clock");
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        loop {
+            let (watched, bytes) = Watched::read(path.clone());
+            assert_eq!(bytes.unwrap(), b"one");
+            if !watched.is_stale() {
+                fs::write(&path, "two").unwrap();
+                assert!(watched.is_stale());
+                break;
+            }
+            assert!(std::time::Instant::now() < deadline, "stale for ever");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    #[test]
+    fn another_table_reads_what_is_new_and_keeps_what_was_parsed() {
+        let node = Node::new();
+        let site = node.authority.site(&["a.example"]);
+        node.put("certificates", "a.pem", &site.combined());
+        node.put("certificates", "copy.pem", &site.combined());
+        let certificates = node.certificates(None, vec![route("a.example", Some(file("a.pem")))]);
+        let first = certificates.find(Some("a.example")).unwrap();
+        certificates.update(table(vec![route("a.example", Some(file("a.pem"))), route("b.example", Some(file("copy.pem")))]));
+        assert!(Arc::ptr_eq(&certificates.find(Some("a.example")).unwrap(), &first));
+        assert!(Arc::ptr_eq(&certificates.find(Some("b.example")).unwrap(), &first), "the same bytes by another name");
+        certificates.update(table(vec![route("b.example", Some(file("copy.pem")))]));
+        assert!(certificates.find(Some("a.example")).is_none());
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused() {
+        let node = Node::new();
+        let site = node.authority.site(&["a.example"]);
+        node.put("certificates", "a.pem", &site.combined());
+        fs::create_dir(node.root.path().join("secrets/directory")).unwrap();
+        let outside = node.root.path().join("certificates/a.pem");
+        for (name, reason) in [
+            ("../certificates/a.pem", Reason::Name),
+            (outside.to_str().unwrap(), Reason::Name),
+            ("..", Reason::Name),
+            (".", Reason::Name),
+            ("", Reason::Name),
+            ("a.pem/", Reason::Name),
+            ("./a.pem", Reason::Name),
+            ("directory/a.pem", Reason::Name),
+            ("a.pem\0", Reason::Name),
+            ("directory", Reason::NotAFile),
+            ("a.pem", Reason::Missing),
+        ] {
+            let certificates = node.certificates(None, vec![route("a.example", Some(secret(name, None)))]);
+            assert!(certificates.find(Some("a.example")).is_none());
+            let error = CertificateError { place: Place::Secret(name.to_owned()), reason };
+            assert_eq!(faults(&certificates), [(name.to_owned(), CertificateFault::Unusable(error), false)], "{name:?}");
+        }
+        node.put("secrets", "large", &"a".repeat(1 << 20 | 1));
+        let certificates = node.certificates(None, vec![route("a.example", Some(secret("large", None)))]);
+        let problems = faults(&certificates);
+        assert!(matches!(&problems[..], [(_, CertificateFault::Unusable(e), false)] if e.reason == Reason::TooBig { most: 1 << 20 }));
+    }
+
+    #[test]
+    fn one_that_has_expired_is_shown_and_told() {
+        let node = Node::new();
+        let site = node.authority.site_with(&["a.example"], |params| {
+            (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2020, 2, 1));
+        });
+        node.put("certificates", "a.pem", &site.combined());
+        let certificates = node.certificates(None, vec![route("a.example", Some(file("a.pem")))]);
+        assert!(certificates.find(Some("a.example")).is_some());
+        let at = UNIX_EPOCH + Duration::from_secs(1_580_515_200);
+        assert_eq!(faults(&certificates), [("a.pem".into(), CertificateFault::Expired { at }, true)]);
+        let from = UNIX_EPOCH + Duration::from_secs(1_577_836_800);
+        assert_eq!(certificates.problems(from), []);
+        let early = certificates.problems(from - Duration::from_secs(1));
+        assert_eq!(early[0].fault, CertificateFault::NotYetValid { before: from });
+    }
+}
