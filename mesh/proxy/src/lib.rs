@@ -5,6 +5,7 @@
 //! - [`endpoint`]: where connections to backends go.
 //! - [`live_set`]: who of a route's endpoints gets a request.
 //! - [`hello`]: what a TLS client says first; [`rewound`]: what was read of a stream, to be read again.
+//! - [`proxy_protocol`]: who connected to whoever connected here.
 //! - [`tls`]: certificates by name, TLS that ends here, and TLS to backends.
 #![forbid(unsafe_code)]
 
@@ -14,5 +15,6 @@ mod cookie;
 pub mod endpoint;
 pub mod live_set;
 pub mod hello;
+pub mod proxy_protocol;
 pub mod rewound;
 pub mod tls;
