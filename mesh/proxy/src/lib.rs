@@ -7,6 +7,7 @@
 //! - [`hello`]: what a TLS client says first; [`rewound`]: what was read of a stream, to be read again.
 //! - [`proxy_protocol`]: who connected to whoever connected here.
 //! - [`tls`]: certificates by name, TLS that ends here, and TLS to backends.
+//! - [`tunnel`]: bytes both ways.
 #![forbid(unsafe_code)]
 
 pub mod auth;
@@ -18,3 +19,4 @@ pub mod hello;
 pub mod proxy_protocol;
 pub mod rewound;
 pub mod tls;
+pub mod tunnel;
