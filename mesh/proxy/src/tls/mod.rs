@@ -8,12 +8,13 @@ mod pem;
 mod store;
 #[cfg(test)]
 mod testing;
+mod upstream;
 mod x509;
 
 use std::{io, path::Path, sync::Arc};
 
 use rustls::{
-    ServerConfig, ServerConnection,
+    CommonState, ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     version::{TLS12, TLS13},
@@ -27,6 +28,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 pub use self::{
     error::{CertificateError, Place, Reason},
     store::{CertificateFault, CertificateProblem, Certificates, Directories},
+    upstream::{DEBIAN_BUNDLE, UpstreamTls, UpstreamTlsError, connect, server_name},
 };
 use crate::hello::Alert;
 
@@ -125,13 +127,13 @@ pub async fn refuse<S: AsyncWrite + Unpin>(stream: &mut S, alert: Alert, deadlin
     let _ = timeout_at(deadline, told).await;
 }
 
-/// Whether the client chose HTTP/2.
-pub fn is_http2(connection: &ServerConnection) -> bool {
+/// Whether both sides agreed on HTTP/2.
+pub fn is_http2(connection: &CommonState) -> bool {
     connection.alpn_protocol() == Some(HTTP2)
 }
 
 /// Whether the client gave a certificate. It was verified then.
-pub fn has_client_certificate(connection: &ServerConnection) -> bool {
+pub fn has_client_certificate(connection: &CommonState) -> bool {
     connection.peer_certificates().is_some_and(|chain| !chain.is_empty())
 }
 
