@@ -294,7 +294,7 @@ fn hello(message: &[u8]) -> Result<Hello, BadHello> {
     Ok(hello)
 }
 
-/// A list of names of different kinds, of which there is one kind.
+/// A list of names of different kinds, of which there is one kind. What another would look like, nobody has said.
 fn server_name(data: &[u8]) -> Result<Option<String>, BadHello> {
     const MALFORMED: BadHello = BadHello::Malformed(Part::ServerName);
     let mut left = Left(data);
@@ -302,9 +302,8 @@ fn server_name(data: &[u8]) -> Result<Option<String>, BadHello> {
     let mut left = Left(list);
     let mut name = None;
     while !left.is_empty() {
-        // Names of other kinds have their length before them, too.
-        let (Some(kind), Some(raw)) = (left.u8(), left.long()) else { return Err(MALFORMED) };
-        if kind == HOST_NAME && name.replace(raw).is_some() {
+        let (Some(HOST_NAME), Some(raw)) = (left.u8(), left.long()) else { return Err(MALFORMED) };
+        if name.replace(raw).is_some() {
             return Err(MALFORMED);
         }
     }

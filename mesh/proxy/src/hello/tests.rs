@@ -124,8 +124,6 @@ fn names_are_as_in_labels_or_refused() {
         let sni = hello.map(|hello| hello.unwrap().sni);
         assert_eq!(sni.as_ref().map(|name| name.as_deref()), expected.as_ref().map(|n| *n), "{}", name.escape_ascii());
     }
-    let other_kinds = with(&names(&[(5, b"whatever \xff"), (HOST_NAME, b"a.example"), (6, b"")]));
-    assert_eq!(said(&other_kinds).unwrap().unwrap().sni.as_deref(), Some("a.example"));
 }
 
 #[test]
@@ -155,6 +153,7 @@ fn what_is_malformed_is_refused_where_it_is() {
         ("more than the list", with(&extension(SERVER_NAME, &[long(&a), vec![0]].concat())), bad(Part::ServerName)),
         ("a name cut", with(&extension(SERVER_NAME, &long(&a[..3]))), bad(Part::ServerName)),
         ("two names", with(&names(&[(0, b"a"), (0, b"b")])), bad(Part::ServerName)),
+        ("a name of another kind", with(&names(&[(0, b"a"), (1, b"b")])), bad(Part::ServerName)),
         ("protocols without a list", with(&extension(ALPN, &[])), bad(Part::Protocols)),
         ("no protocols", with(&extension(ALPN, &[0, 0])), bad(Part::Protocols)),
         ("an empty protocol", with(&extension(ALPN, &long(&[2, b'h', b'2', 0]))), bad(Part::Protocols)),
