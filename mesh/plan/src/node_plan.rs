@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 use swarmesh_model::{NetworkId, Problem, Protocol, ServiceId, SharedMap, TaskId};
 
-use crate::{NameDelta, NamePlan, Policy};
+use crate::{NameDelta, NamePlan, Policy, RouteDelta, RoutePlan};
 
 /// Everything that one node must have in its kernel for one snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -27,6 +27,7 @@ pub struct NodePlan {
     /// The network that carries published ports; `None` while the swarm has none.
     pub ingress: Option<Arc<Ingress>>,
     pub names: NamePlan,
+    pub routes: RoutePlan,
     pub problems: BTreeSet<Problem>,
 }
 
@@ -154,11 +155,12 @@ pub struct PlanDelta {
     pub published: BTreeMap<PortKey, Option<Arc<PublishedPort>>>,
     pub ingress: Option<Option<Arc<Ingress>>>,
     pub names: NameDelta,
+    pub routes: RouteDelta,
     pub problems: Option<BTreeSet<Problem>>,
 }
 
 impl PlanDelta {
-    /// True when nothing but perhaps the version, names and problems changed: nothing for the kernel's tables.
+    /// True when nothing but perhaps the version, names, routes and problems changed: nothing for the kernel's tables.
     pub fn is_empty(&self) -> bool {
         self.vips.is_empty() && self.left.is_empty() && self.sandboxes.is_empty() && self.published.is_empty() && self.ingress.is_none()
     }
@@ -182,6 +184,7 @@ impl PlanDelta {
             tasks: old.names.tasks.changes_to(&new.names.tasks),
             askers: old.names.askers.changes_to(&new.names.askers),
         };
+        delta.routes = RouteDelta::between(&old.routes, &new.routes);
         delta.ingress = (old.ingress != new.ingress).then(|| new.ingress.clone());
         delta.problems = (old.problems != new.problems).then(|| new.problems.clone());
         delta
@@ -195,9 +198,10 @@ impl NodePlan {
         self.names.services.merge(&delta.names.services);
         self.names.tasks.merge(&delta.names.tasks);
         self.names.askers.merge(&delta.names.askers);
+        self.routes.apply(&delta.routes);
     }
 
-    /// All but names, for who programs the kernel's tables.
+    /// All but names and routes, for who programs the kernel's tables.
     pub fn apply_tables(&mut self, delta: &PlanDelta) {
         self.version = delta.version;
         for network in &delta.left {

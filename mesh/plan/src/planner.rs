@@ -9,13 +9,15 @@ use std::{
 
 use serde::Serialize;
 use swarmesh_model::{
-    Delta, EndpointMode, Network, NetworkId, NodeId, NodeState, Port, Problem, Protocol, PublishMode, Service, ServiceId, SharedMap,
-    Snapshot, Subnet, Task, TaskId, TaskState,
+    Delta, EndpointMode, Network, NetworkId, NodeId, NodeState, Port, Problem, Protocol, PublishMode, Service, ServiceId, ServiceNetwork,
+    SharedMap, Snapshot, Subnet, Task, TaskId, TaskState,
 };
+use swarmesh_router::dialect::{self, Workload};
 
 use crate::{
-    Backend, BackendState, Ingress, NodePlan, PlanDelta, Policy, PortKey, PublishedPort, SandboxPlan, SourceMode, TaskIngress,
-    VirtualService, names,
+    Backend, BackendState, Ingress, NodePlan, OwnerKey, PlanDelta, Policy, PortKey, PublishedPort, RoutedNetwork, RoutedService,
+    SandboxPlan, SourceMode, TaskIngress, VirtualService, names,
+    routes::{self, RouteIndex},
 };
 
 /// VXLAN's cost on a 1500-byte underlay, and Docker's default for overlays.
@@ -31,6 +33,8 @@ pub struct NodeContext {
     pub draining: bool,
     /// Somebody else answers names; none are planned.
     pub leaves_names: bool,
+    /// What was said beside the labels, in the systems that some of them were for.
+    pub dialects: Arc<dialect::Settings>,
 }
 
 /// Which services are ours to handle.
@@ -67,6 +71,7 @@ pub struct Planner {
     problems: BTreeMap<Subject, Vec<Problem>>,
     /// Of all services that are labelled with nothing of ours.
     default_policy: Arc<Policy>,
+    routing: RouteIndex,
     plan: NodePlan,
 }
 
@@ -93,6 +98,7 @@ enum Subject {
     Backends(ServiceId),
     Vip(VipKey),
     Port(PortKey),
+    Routes(OwnerKey),
 }
 
 /// What one delta touches.
@@ -104,6 +110,8 @@ struct Dirty {
     ports: BTreeSet<PortKey>,
     /// Tasks whose names or networks changed without a change of their own.
     named_tasks: BTreeSet<TaskId>,
+    /// Services whose labels must be read for routes.
+    routed: BTreeSet<ServiceId>,
     ingress: bool,
     problems: bool,
 }
@@ -120,6 +128,7 @@ impl Planner {
             members: HashMap::new(),
             problems: BTreeMap::new(),
             default_policy: Arc::default(),
+            routing: RouteIndex::default(),
             plan: NodePlan::default(),
         }
     }
@@ -147,7 +156,8 @@ impl Planner {
         }
         let mut all = Delta::between(&Snapshot::default(), &self.snapshot);
         all.version = self.snapshot.version;
-        let old = std::mem::replace(self, Self::new(context)).into_plan();
+        let routing = self.routing.successor();
+        let old = std::mem::replace(self, Self { routing, ..Self::new(context) }).into_plan();
         self.update(&all);
         PlanDelta::between(&old, &self.plan)
     }
@@ -163,6 +173,7 @@ impl Planner {
         self.plan_vips(&mut out, &mut dirty);
         self.plan_ports(&mut out, &mut dirty);
         self.plan_names(&mut out, delta, &dirty);
+        self.plan_routes(&mut out, &mut dirty);
         if dirty.problems {
             out.problems = Some(self.problems.values().flatten().cloned().collect());
         }
@@ -202,11 +213,94 @@ impl Planner {
     fn named_backends(&self, service: &Service, network: &NetworkId, v6: bool, out: &PlanDelta) -> Arc<[Backend]> {
         let planned = |vip: &IpAddr| match out.vips.get(network).and_then(|changes| changes.get(vip)) {
             Some(changed) => changed.as_ref(),
+            // What was planned of a network that nobody here is in any more is not kept up.
+            None if out.left.contains(network) => None,
             None => self.plan.networks.get(network).and_then(|vips| vips.get(vip)),
         };
         let vips = service.vips.iter().filter(|v| v.network == *network && v.address.is_ipv6() == v6);
         let shared = vips.filter_map(|v| planned(&v.address)).find(|vip| vip.service == service.id);
         shared.map_or_else(|| self.backends(&service.id, network, v6, false).into(), |vip| Arc::clone(&vip.backends))
+    }
+
+    /// Routes follow what was planned so far: where the tasks are.
+    fn plan_routes(&mut self, out: &mut PlanDelta, dirty: &mut Dirty) {
+        // Of networks, those that may be reached from elsewhere than before.
+        let mut touched = BTreeSet::new();
+        for id in &dirty.tasks {
+            let task = self.snapshot.tasks.get(id).filter(|t| self.is_local(t));
+            self.routing.stand(id, task.map(AsRef::as_ref), &mut touched);
+        }
+        let mut owners = BTreeSet::new();
+        let mut services: BTreeSet<ServiceId> = dirty.services.iter().filter(|id| self.routing.is_named(id)).cloned().collect();
+        for id in &dirty.routed {
+            let key = OwnerKey::Service(id.clone());
+            let old = self.plan.routes.owners.get(&key).map(AsRef::as_ref);
+            let service = self.snapshot.services.get(id);
+            let new = service.and_then(|s| routes::owner_routes(&Workload::service(s, &self.snapshot), &self.context.dialects, old));
+            if old == new.as_ref() {
+                continue;
+            }
+            let problems = new.iter().flat_map(|n| &n.problems).map(|p| p.problem()).collect();
+            dirty.problems |= note_problems(&mut self.problems, Subject::Routes(key.clone()), problems);
+            services.extend(self.routing.rename(&key, old, new.as_ref()));
+            out.routes.owners.insert(key.clone(), new.map(Arc::new));
+            owners.insert(key);
+        }
+        for id in &services {
+            let service = self.snapshot.services.get(id).filter(|_| self.routing.is_named(id));
+            let new = service.map(|s| Arc::new(self.routed_service(s, out)));
+            let old = self.plan.routes.services.get(id);
+            if routes::moved(old.map(AsRef::as_ref), new.as_deref()) {
+                owners.extend(self.routing.owners_naming(id).cloned());
+            }
+            note(&mut out.routes.services, &self.plan.routes.services, id, new);
+        }
+        self.plan.routes.apply(&out.routes);
+        for owner in &owners {
+            self.routing.lead(owner, &self.plan.routes, &mut touched);
+        }
+        if out.ingress.is_some() {
+            touched.extend(self.routing.wanted().cloned());
+        }
+        let ingress = self.plan.ingress.as_ref().map(|i| &i.network);
+        for network in &touched {
+            let sandbox = |task: &TaskId| self.snapshot.tasks.get(task)?.sandbox.as_deref().map(str::to_owned);
+            let new = self.routing.foothold(network, ingress, sandbox);
+            note(&mut out.routes.footholds, &self.plan.routes.footholds, network, new);
+        }
+    }
+
+    fn routed_service(&self, service: &Service, out: &PlanDelta) -> RoutedService {
+        let mut networks: Vec<RoutedNetwork> = Vec::new();
+        for id in service.networks.iter().map(|n| &n.network).chain(service.vips.iter().map(|v| &v.network)) {
+            let Some(network) = self.snapshot.networks.get(id).filter(|n| !n.ingress) else { continue };
+            if networks.iter().any(|n| n.network == *id) {
+                continue;
+            }
+            let has_vips = service.endpoint_mode != EndpointMode::Dnsrr;
+            let vips = service.vips.iter().filter(|v| has_vips && v.network == *id && owns(network, v.address));
+            let backends = self.routed_backends(service, id, out);
+            networks.push(RoutedNetwork { network: id.clone(), vips: vips.map(|v| v.address).collect(), backends });
+        }
+        let is_published = service.ports.iter().any(|p| p.publish_mode == PublishMode::Ingress);
+        let ingress = self.plan.ingress.as_ref().filter(|_| is_published).map(|ingress| RoutedNetwork {
+            network: ingress.network.clone(),
+            vips: Box::default(),
+            backends: [false, true].map(|v6| self.backends(&service.id, &ingress.network, v6, false).into()),
+        });
+        RoutedService { networks: networks.into(), ingress }
+    }
+
+    /// What the service's name leads to in this network, where names are planned, or its VIP: held once.
+    fn routed_backends(&self, service: &Service, network: &NetworkId, out: &PlanDelta) -> [Arc<[Backend]>; 2] {
+        let named = match out.names.services.get(&service.id) {
+            Some(changed) => changed.as_ref(),
+            None => self.plan.names.services.get(&service.id),
+        };
+        match named.and_then(|n| n.in_network(network)) {
+            Some(zone) => zone.backends.clone(),
+            None => [false, true].map(|v6| self.named_backends(service, network, v6, out)),
+        }
     }
 
     fn is_on_node_that_is_down(&self, task: &Task) -> bool {
@@ -216,6 +310,10 @@ impl Planner {
     /// Finds what the delta touches, while both the old and the new objects are at hand.
     fn note_changes(&mut self, delta: &Delta) -> Dirty {
         let mut dirty = Dirty { services: delta.services.keys().cloned().collect(), ..Dirty::default() };
+        let reroutes = |(id, new): &(&ServiceId, &Option<Arc<Service>>)| {
+            self.snapshot.services.get(*id).map(|s| routed_by(s)) != new.as_ref().map(|s| routed_by(s))
+        };
+        dirty.routed.extend(delta.services.iter().filter(reroutes).map(|(id, _)| id.clone()));
         for (id, task) in &delta.tasks {
             let old = self.snapshot.tasks.get(id);
             if old.is_some_and(|t| self.is_local(t)) || task.as_ref().is_some_and(|t| self.is_local(t)) {
@@ -251,6 +349,10 @@ impl Planner {
                 dirty.named_tasks.extend(tasks.map(|t| t.id.clone()));
                 let services = self.snapshot.services.values().filter(|s| s.networks.iter().any(|n| n.network == *id));
                 dirty.services.extend(services.map(|s| s.id.clone()));
+            }
+            if old.map(|n| routes::routed_by(n)) != network.as_ref().map(|n| routes::routed_by(n)) {
+                let services = self.snapshot.services.values().filter(|s| s.networks.iter().any(|n| n.network == *id));
+                dirty.routed.extend(services.map(|s| s.id.clone()));
             }
             // Its subnets decide which VIPs and backends are believed; its presence, which sandboxes see it. Networks
             // change rarely, so a look at every service and task is what this may cost.
@@ -541,6 +643,11 @@ impl Planner {
 /// What of a network decides about names, beyond its being there.
 fn named_by(network: &Network) -> (&str, [bool; 3], &[Subnet]) {
     (&network.name, [network.local, network.internal, network.ingress], &network.subnets)
+}
+
+/// What of a service decides about its routes, beside its networks' own.
+fn routed_by(service: &Service) -> (&str, &BTreeMap<String, String>, &[Port], &[ServiceNetwork]) {
+    (&service.name, &service.labels, &service.ports, &service.networks)
 }
 
 /// Notes a new state where it differs from the old.

@@ -12,9 +12,9 @@ use swarmesh_plan::{BackendState, NodeContext, NodePlan, PlanDelta, Planner, Tak
 
 const NETWORKS: u8 = 3;
 
-fn networks() -> impl Strategy<Value = Vec<bool>> {
-    // Whether each network is there; network 0 is the ingress network.
-    vec(prop::bool::weighted(0.9), NETWORKS as usize)
+fn networks() -> impl Strategy<Value = Vec<(bool, bool)>> {
+    // Whether each network is there, and labelled for routes; network 0 is the ingress network.
+    vec((prop::bool::weighted(0.9), any::<bool>()), NETWORKS as usize)
 }
 
 #[derive(Clone, Debug)]
@@ -34,7 +34,7 @@ fn service() -> impl Strategy<Value = ServiceShape> {
         vec(0..NETWORKS + 1, 0..3),
         2u8..12,
         vec((any::<bool>(), 0u8..6, 1u8..9, prop::bool::weighted(0.2)), 0..3),
-        0u8..9,
+        0u8..20,
     )
         .prop_map(|(number, dnsrr, vip_networks, vip_host, ports, label)| ServiceShape {
             number,
@@ -76,18 +76,30 @@ fn task() -> impl Strategy<Value = TaskShape> {
 prop_compose! {
     fn swarm()(networks in networks(), services in vec(service(), 0..6), tasks in vec(task(), 0..24), down in 0u8..4, version in 0u64..1000) -> Snapshot {
         let mut snapshot = Snapshot { version, ..Snapshot::default() };
-        for (number, _) in networks.iter().enumerate().filter(|(_, there)| **there) {
+        for (number, (_, meshed)) in networks.iter().enumerate().filter(|(_, (there, _))| *there) {
             snapshot.insert_network(Network {
                 id: format!("n{number}").into(), name: format!("net{number}"), driver: "overlay".into(), ingress: number == 0, internal: false,
-                attachable: false, local: false, mtu: None, labels: Default::default(),
+                attachable: false, local: false, mtu: None,
+                labels: meshed.then(|| ("com.docker.ucp.mesh.http".to_owned(), "true".to_owned())).into_iter().collect(),
                 subnets: vec![Subnet { subnet: format!("10.0.{number}.0/24").parse().unwrap(), gateway: None }],
             });
         }
         for s in services {
-            let labels = match s.label {
-                1 => [("swarmesh.enable", "false")], 2 => [("swarmesh.enable", "true")], 3 => [("swarmesh.source", "local")],
-                4 => [("swarmesh.bind", "nonsense")], 5 => [("swarmesh.affinity", "client-ip")], 6 => [("swarmesh.drain", "3")],
-                7 => [("swarmesh.scheduler", "sh")], _ => [("other", "x")],
+            let labels: &[(&str, &str)] = match s.label {
+                1 => &[("swarmesh.enable", "false")], 2 => &[("swarmesh.enable", "true")], 3 => &[("swarmesh.source", "local")],
+                4 => &[("swarmesh.bind", "nonsense")], 5 => &[("swarmesh.affinity", "client-ip")], 6 => &[("swarmesh.drain", "3")],
+                7 => &[("swarmesh.scheduler", "sh")],
+                8 => &[("swarmesh.http.a.host", "a.example"), ("swarmesh.http.a.port", "80")],
+                9 => &[("swarmesh.http.a.host", "a.example"), ("swarmesh.http.a.network", "net1"), ("swarmesh.http.a.port", "80"),
+                    ("swarmesh.http.b.host", "b.example"), ("swarmesh.http.b.status", "404")],
+                10 => &[("swarmesh.http.a.host", "!"), ("swarmesh.http.b.host", "b.example"), ("swarmesh.http.b.backend", "vip")],
+                11 => &[("com.docker.lb.hosts", "a.example,b.example"), ("com.docker.lb.port", "80")],
+                12 => &[("com.docker.lb.hosts", "a.example"), ("com.docker.lb.network", "net2"), ("com.docker.lb.backend_mode", "task")],
+                13 | 14 => &[("com.docker.ucp.mesh.http.1", "external_route=http://a.example,internal_port=80")],
+                15 => &[("com.docker.ucp.mesh.http.1", "external_route=http://a.example,internal_port=99999")],
+                16 | 17 => &[("com.df.notify", "true"), ("com.df.port", "80"), ("com.df.servicePath", "/a")],
+                18 => &[("com.df.notify", "true"), ("com.df.port", "80"), ("com.df.servicePath", "/a"), ("com.df.outboundHostname", "c.example")],
+                _ => &[("other", "x")],
             };
             snapshot.insert_service(Service {
                 id: format!("s{}", s.number).into(), name: format!("svc{}", s.number),
@@ -133,8 +145,24 @@ fn context() -> impl Strategy<Value = NodeContext> {
             takeover: if labelled { Takeover::Labelled } else { Takeover::On },
             draining,
             leaves_names,
+            ..NodeContext::default()
         }
     })
+}
+
+/// As `expected`, but for footholds, which stay where they were first found: they must stand.
+fn agree(plan: &NodePlan, expected: &NodePlan, snapshot: &Snapshot) -> Result<(), TestCaseError> {
+    let mut expected = expected.clone();
+    prop_assert!(plan.routes.footholds.keys().eq(expected.routes.footholds.keys()));
+    for (network, sandbox) in &plan.routes.footholds {
+        let stands = |t: &Task| t.sandbox.as_deref() == Some(sandbox.as_str()) && t.address_in(network).next().is_some();
+        let here = plan.sandboxes.keys().filter_map(|id| snapshot.tasks.get(id)).any(|t| stands(t));
+        let is_ingress = plan.ingress.as_ref().is_some_and(|i| i.network == *network);
+        prop_assert!(if is_ingress { sandbox == "ingress_sbox" } else { here }, "{network} from {sandbox}");
+    }
+    expected.routes.footholds = plan.routes.footholds.clone();
+    prop_assert_eq!(plan, &expected);
+    Ok(())
 }
 
 proptest! {
@@ -149,9 +177,9 @@ proptest! {
         for snapshot in snapshots {
             let delta = planner.update(&Delta::between(&last, &snapshot));
             let whole = plan(&snapshot, &context);
-            prop_assert_eq!(planner.plan(), &whole);
+            agree(planner.plan(), &whole, &snapshot)?;
             applied.apply(&delta);
-            prop_assert_eq!(&applied, &whole);
+            prop_assert_eq!(&applied, planner.plan());
             last = snapshot;
         }
     }
@@ -169,6 +197,7 @@ proptest! {
         prop_assert_eq!(delta.ingress, needed.ingress);
         prop_assert_eq!(delta.left, needed.left);
         prop_assert_eq!(delta.vips, needed.vips);
+        prop_assert_eq!(delta.routes, needed.routes);
     }
 
     /// The same objects in another order of arrival make the same plan.
@@ -193,7 +222,7 @@ proptest! {
         }
         let mut expected = plan(&snapshot, &context);
         expected.version = planner.plan().version;
-        prop_assert_eq!(planner.plan(), &expected);
+        agree(planner.plan(), &expected, &snapshot)?;
     }
 
     /// A change of context leads where planning for it from the start leads.

@@ -113,7 +113,7 @@ impl<P: Plane> Worker<P> {
             tracing::warn!("this node still drains, as it was told before the restart; `swarmesh resume` ends that");
         }
         let leaves_names = this.names.is_none();
-        let context = NodeContext { node: None, takeover: this.settings.takeover, draining, leaves_names };
+        let context = NodeContext { node: None, takeover: this.settings.takeover, draining, leaves_names, ..NodeContext::default() };
         this.planner.set_context(context.clone());
         let others = std::mem::take(&mut this.settings.other_planes);
         let plane = this.plane.status(Instant::now());
