@@ -33,6 +33,8 @@ pub enum AgentError {
     Source(#[from] SourceError),
     #[error("the source has ended, so the agent would see no change any more")]
     SourceEnded,
+    #[error("--http and --https are not in this version: its routes are shown and not served; leave them off")]
+    NoProxy,
     #[error(transparent)]
     Unprivileged(#[from] Unprivileged),
     #[error(transparent)]
@@ -59,6 +61,10 @@ fn check(config: &Config) -> Result<(), AgentError> {
     }
     if let SourceSpec::Upstream | SourceSpec::Auto { .. } = config.source {
         return Err(SourceError::NotAvailable { source_spec: config.source.to_string() }.into());
+    }
+    // Its place until there is one: a listener that is silently not there would be worse.
+    if !config.router.listeners.is_empty() {
+        return Err(AgentError::NoProxy);
     }
     Ok(privilege::check()?)
 }
@@ -106,6 +112,7 @@ fn start_engine(config: &Config, updates: mpsc::Receiver<swarmesh_source::Update
         node: config.node.clone(),
         hostname: nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
         takeover: config.takeover,
+        router: config.router.clone(),
         store: Store::new(&config.state_dir),
         patience: SOURCE_PATIENCE,
         audit_every: AUDIT_EVERY,

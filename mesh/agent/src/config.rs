@@ -1,15 +1,20 @@
 //! Flags, environment, file, defaults: in this order, each key by itself.
 
+mod dialects;
+
 use std::{
+    collections::BTreeSet,
     fmt, fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
 };
 
 use serde::Deserialize;
 use swarmesh_dns::Compat;
 use swarmesh_plan::Takeover;
+use swarmesh_router::dialect;
 use swarmesh_source::SourceSpec;
 use toml::Spanned;
 
@@ -27,6 +32,10 @@ pub enum ConfigError {
     Read { path: PathBuf, error: io::Error },
     #[error("{}:{line}: {message}", path.display())]
     File { path: PathBuf, line: usize, message: String },
+    #[error("{0} is to be listened on twice by --http and --https; give each address once")]
+    Twice(SocketAddr),
+    #[error("--http and --https take addresses, or off alone")]
+    OffBeside,
 }
 
 /// A value that is not one of those the flag takes.
@@ -46,6 +55,8 @@ pub enum ValueError {
     Compat(String),
     #[error("{0:?} is not a number of seconds from 0 to 86400")]
     Ttl(String),
+    #[error("{0:?} is neither off nor ADDRESS:PORT, such as 0.0.0.0:80 or [::]:80")]
+    Listen(String),
 }
 
 /// `--plane`.
@@ -109,6 +120,66 @@ pub(crate) fn compat(text: &str) -> Result<Compat, ValueError> {
 
 pub(crate) fn ttl(text: &str) -> Result<u32, ValueError> {
     text.parse().ok().filter(|seconds| *seconds <= 86_400).ok_or_else(|| ValueError::Ttl(text.to_owned()))
+}
+
+/// One word of `--http` or `--https`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Listen {
+    Off,
+    At(SocketAddr),
+}
+
+impl FromStr for Listen {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let text = text.trim();
+        if text == "off" {
+            return Ok(Self::Off);
+        }
+        let address: Option<SocketAddr> = text.parse().ok().filter(|a: &SocketAddr| a.port() != 0);
+        address.map(Self::At).ok_or_else(|| ValueError::Listen(text.to_owned()))
+    }
+}
+
+/// Nothing if none was said, and an empty list for `off`.
+pub(crate) fn listeners(words: &[Listen]) -> Result<Option<Vec<SocketAddr>>, ConfigError> {
+    let addresses: Vec<SocketAddr> = words.iter().filter_map(|w| if let Listen::At(address) = w { Some(*address) } else { None }).collect();
+    match (words.len(), addresses.len()) {
+        (0, _) => Ok(None),
+        (1, 0) => Ok(Some(addresses)),
+        (all, some) if all == some => Ok(Some(addresses)),
+        _ => Err(ConfigError::OffBeside),
+    }
+}
+
+/// Where requests come in; nowhere by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listeners {
+    pub http: Vec<SocketAddr>,
+    pub https: Vec<SocketAddr>,
+}
+
+impl Listeners {
+    pub fn is_empty(&self) -> bool {
+        self.http.is_empty() && self.https.is_empty()
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let mut seen = BTreeSet::new();
+        match self.http.iter().chain(&self.https).find(|address| !seen.insert(**address)) {
+            Some(address) => Err(ConfigError::Twice(*address)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What is routed, and where requests come in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RouterConfig {
+    pub listeners: Listeners,
+    /// What was said beside the labels, in the systems that the labels were for.
+    pub dialects: Arc<dialect::Settings>,
 }
 
 /// Where the admin API listens, or is to be found.
@@ -184,6 +255,9 @@ pub struct Layer {
     pub dns_ttl: Option<u32>,
     pub dns_compat: Option<Compat>,
     pub resolv_conf: Option<PathBuf>,
+    pub http: Option<Vec<SocketAddr>>,
+    pub https: Option<Vec<SocketAddr>>,
+    pub dialects: Option<Arc<dialect::Settings>>,
 }
 
 impl Layer {
@@ -216,6 +290,9 @@ impl Layer {
         };
         let read_all = || -> Result<Self, (usize, String)> {
             Ok(Self {
+                http: raw.http.map(|list| listen_list("http", &list)).transpose()?,
+                https: raw.https.map(|list| listen_list("https", &list)).transpose()?,
+                dialects: dialects::settings(raw.interlock, raw.flow_proxy)?.map(Arc::new),
                 dns: read("dns", dns_word, dns)?,
                 dns_ttl: read("dns-ttl", raw.dns_ttl.or(table.ttl), ttl)?,
                 dns_compat: read("dns-compat", raw.dns_compat.or(table.compat), compat)?,
@@ -251,12 +328,17 @@ impl Layer {
             dns_ttl: self.dns_ttl.or(below.dns_ttl),
             dns_compat: self.dns_compat.or(below.dns_compat),
             resolv_conf: self.resolv_conf.or(below.resolv_conf),
+            http: self.http.or(below.http),
+            https: self.https.or(below.https),
+            dialects: self.dialects.or(below.dialects),
         }
     }
 
     /// Fills the rest with the defaults.
-    pub fn settle(self) -> Config {
-        Config {
+    pub fn settle(self) -> Result<Config, ConfigError> {
+        let listeners = Listeners { http: self.http.unwrap_or_default(), https: self.https.unwrap_or_default() };
+        listeners.check()?;
+        Ok(Config {
             source: self.source.unwrap_or_else(|| SourceSpec::Docker { url: DEFAULT_SOCKET.to_owned() }),
             plane: self.plane.unwrap_or_default(),
             admin: self.admin.unwrap_or_default(),
@@ -272,7 +354,8 @@ impl Layer {
                 compat: self.dns_compat.unwrap_or_default(),
                 resolv_conf: self.resolv_conf.unwrap_or_else(|| DEFAULT_RESOLV_CONF.into()),
             },
-        }
+            router: RouterConfig { listeners, dialects: self.dialects.unwrap_or_default() },
+        })
     }
 }
 
@@ -291,6 +374,7 @@ pub struct Config {
     /// What to log, in the syntax of `RUST_LOG`.
     pub log: String,
     pub dns: DnsConfig,
+    pub router: RouterConfig,
 }
 
 /// How names are answered.
@@ -320,6 +404,28 @@ struct RawFile {
     dns_ttl: Option<Spanned<String>>,
     dns_compat: Option<Spanned<String>>,
     resolv_conf: Option<PathBuf>,
+    http: Option<Spanned<OneOrMany>>,
+    https: Option<Spanned<OneOrMany>>,
+    interlock: Option<Spanned<dialects::RawInterlock>>,
+    flow_proxy: Option<Spanned<dialects::RawFlowProxy>>,
+}
+
+/// `http = "0.0.0.0:80"`, or a list.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+fn listen_list(key: &str, list: &Spanned<OneOrMany>) -> Result<Vec<SocketAddr>, (usize, String)> {
+    let wrong = |error: &dyn fmt::Display| (list.span().start, format!("{key}: {error}"));
+    let words: Vec<&str> = match list.get_ref() {
+        OneOrMany::One(word) => word.split(',').collect(),
+        OneOrMany::Many(words) => words.iter().map(String::as_str).collect(),
+    };
+    let words: Vec<Listen> = words.into_iter().map(str::parse).collect::<Result<_, _>>().map_err(|e: ValueError| wrong(&e))?;
+    Ok(listeners(&words).map_err(|e| wrong(&e))?.unwrap_or_default())
 }
 
 /// `dns.compat = "docker"` and alike.
@@ -365,7 +471,7 @@ mod tests {
     fn a_layer_wins_over_those_below_key_by_key() {
         let file = read("plane = \"nft\"\nadmin = \"/run/swarmesh.sock\"\nnetns-dir = \"/x\"\ntakeover = \"labelled\"\n").unwrap();
         let flags = Layer { admin: Some("127.0.0.1:1".parse().unwrap()), ..Layer::default() };
-        let config = flags.over(file).settle();
+        let config = flags.over(file).settle().unwrap();
         assert_eq!(config.admin.to_string(), "127.0.0.1:1");
         assert_eq!(config.plane, PlaneChoice::Nft);
         assert_eq!(config.netns_dir, Path::new("/x"));
@@ -387,6 +493,11 @@ mod tests {
             ("\ndns.compat = \"podman\"", "s.toml:2: dns-compat: \"podman\" is neither swarmesh nor docker"),
             ("dns-ttl = \"soon\"", "s.toml:1: dns-ttl: \"soon\" is not a number of seconds"),
             ("dns.colour = \"red\"", "s.toml:1: "),
+            ("\nhttp = \"80\"", "s.toml:2: http: \"80\" is neither off nor ADDRESS:PORT"),
+            ("https = [\"off\", \"[::]:443\"]", "s.toml:1: https: --http and --https take addresses, or off alone"),
+            ("[interlock]\nip-hash = 1", "s.toml:2: "),
+            ("[flow-proxy]\nseparator = \"\"", "s.toml:1: flow-proxy.separator: is empty"),
+            ("[flow-proxy]\nservice-domain-algo = \"magic\"", "s.toml:1: flow-proxy.service-domain-algo: \"magic\" is HAProxy"),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.starts_with(expected), "{text:?}: {error}");
@@ -395,11 +506,26 @@ mod tests {
 
     #[test]
     fn names_are_set_by_a_word_or_by_a_table() {
-        let config = read("dns = \"off\"\ndns-ttl = \"30\"\n").unwrap().settle().dns;
+        let config = read("dns = \"off\"\ndns-ttl = \"30\"\n").unwrap().settle().unwrap().dns;
         assert_eq!((config.is_on, config.ttl, config.compat), (false, 30, Compat::Swarmesh));
-        let config = read("[dns]\ncompat = \"docker\"\nttl = \"1\"\n").unwrap().settle().dns;
+        let config = read("[dns]\ncompat = \"docker\"\nttl = \"1\"\n").unwrap().settle().unwrap().dns;
         assert_eq!((config.is_on, config.ttl, config.compat), (true, 1, Compat::Docker));
         assert_eq!(read("dns.compat = \"docker\"").unwrap().dns_compat, Some(Compat::Docker));
+    }
+
+    #[test]
+    fn listeners_are_one_or_many_and_stand_once() {
+        let listeners = |text: &str| read(text).unwrap().settle().map(|c| c.router.listeners);
+        let addresses = |list: &[&str]| list.iter().map(|a| a.parse().unwrap()).collect::<Vec<SocketAddr>>();
+        assert_eq!(listeners("").unwrap(), Listeners::default());
+        assert_eq!(listeners("http = \"off\"\n").unwrap(), Listeners::default());
+        let two = listeners("http = \"0.0.0.0:80,[::1]:80\"\nhttps = [\"0.0.0.0:443\"]\n").unwrap();
+        assert_eq!((two.http, two.https), (addresses(&["0.0.0.0:80", "[::1]:80"]), addresses(&["0.0.0.0:443"])));
+        let twice = listeners("http = \"0.0.0.0:80\"\nhttps = \"0.0.0.0:80\"\n").unwrap_err();
+        assert!(twice.to_string().starts_with("0.0.0.0:80 is to be listened on twice"), "{twice}");
+        let flags = Layer { http: super::listeners(&["off".parse().unwrap()]).unwrap(), ..Layer::default() };
+        let file = read("http = \"0.0.0.0:80\"\n").unwrap();
+        assert!(flags.over(file).settle().unwrap().router.listeners.is_empty(), "off wins over the file");
     }
 
     #[test]

@@ -23,7 +23,8 @@ use tokio::{
 
 const SWARM: &str = r#"{"version": 1,
 "networks": [{"id": "back", "name": "back", "subnets": [{"subnet": "10.0.1.0/24"}]}],
-"services": [{"id": "s", "name": "web", "vips": [{"network": "back", "address": "10.0.1.2"}]}],
+"services": [{"id": "s", "name": "web", "labels": {"swarmesh.http.a.host": "a.example", "swarmesh.http.a.port": "80"},
+ "networks": [{"network": "back"}], "vips": [{"network": "back", "address": "10.0.1.2"}]}],
 "tasks": [{"id": "t1", "service": "s", "name": "web.1.t1", "node": "n1", "desired_state": "running", "state": "running",
  "sandbox": "sb1", "addresses": [{"network": "back", "address": "10.0.1.5"}]}],
 "nodes": [{"id": "n1", "hostname": "node1"}]}"#;
@@ -46,6 +47,7 @@ impl Agent {
             node: None,
             hostname: "node1".to_owned(),
             takeover: swarmesh_plan::Takeover::On,
+            router: swarmesh_agent::config::RouterConfig::default(),
             store: Store::new(directory.path().join("state")),
             patience: Duration::from_millis(200),
             audit_every: Duration::from_secs(60),
@@ -150,9 +152,16 @@ async fn a_snapshot_becomes_ready_and_a_missing_sandbox_is_named() {
     let (_, snapshot) = agent.call("GET", "/v1/snapshot", "").await;
     assert_eq!(Snapshot::from_json(&snapshot), Ok(swarm()));
 
+    assert_eq!(agent.get("/v1/routes").await.1[0]["usable"], 1);
+    assert_eq!(agent.get("/v1/explain?target=http%3A%2F%2Fa.example").await.1["hops"][1]["at"], "route");
+
     let mut next = swarm();
     next.version = 2;
     next.tasks = Default::default();
+    let mut web = next.services.get("s").unwrap().as_ref().clone();
+    web.labels.insert("swarmesh.http.b.host".to_owned(), "b.example".to_owned());
+    web.labels.insert("swarmesh.http.b.status".to_owned(), "404".to_owned());
+    next.insert_service(web);
     agent.updates.send(Update::Delta(Delta::between(&swarm(), &next))).await.unwrap();
     for _ in 0..200 {
         if agent.get("/v1/status").await.1["snapshot"]["version"] == 2 {
@@ -161,6 +170,9 @@ async fn a_snapshot_becomes_ready_and_a_missing_sandbox_is_named() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(agent.get("/v1/services").await.1[0]["total"], 0);
+    let routes = agent.get("/v1/routes").await.1;
+    assert_eq!((routes.as_array().map(Vec::len), &routes[0]["usable"]), (Some(2), &Value::from(0)), "the table follows the plan");
+    assert!(agent.call("GET", "/metrics", "").await.1.contains("swarmesh_routes{dialect=\"swarmesh\"} 2"));
     agent.stop().await;
 }
 
@@ -204,11 +216,10 @@ async fn only_this_node_drains_and_a_restart_does_not_forget() {
 async fn odd_requests_get_plain_answers() {
     let agent = Agent::start(tempfile::tempdir().unwrap()).await;
     for (method, path, code) in [
-        ("GET", "/v1/routes", 404),
         ("GET", "/nowhere", 404),
         ("DELETE", "/v1/plan", 405),
         ("GET", "/v1/explain", 400),
-        ("GET", "/v1/explain?target=http%3A%2F%2Fweb", 400),
+        ("GET", "/v1/explain?target=http%3A%2F%2Fweb%3Aport", 400),
         ("GET", "/v1/names/log", 405),
         ("POST", "/v1/names/log", 400),
         ("POST", "/v1/names/log?every=2", 409),
@@ -230,6 +241,7 @@ async fn odd_requests_get_plain_answers() {
         "swarmesh_source_connected 0",
         "swarmesh_places_pending 0",
         "swarmesh_apply_seconds_count 0",
+        "swarmesh_routes{dialect=\"hrm\"} 0",
         "# EOF",
     ] {
         assert!(text.contains(line), "{line} in\n{text}");

@@ -49,7 +49,12 @@ fn bad_usage_is_64_and_says_what_to_write() {
         (&["agent", "--source", "upstream"], "not available in this version"),
         (&["agent", "--config", "/nonexistent/s.toml"], "cannot read the configuration file /nonexistent/s.toml"),
         (&["status", "--admin", "nowhere"], "neither ADDRESS:PORT nor the path"),
-        (&["explain", "http://web"], "use tcp://ADDRESS:PORT"),
+        (&["explain", "ftp://web"], "use tcp://ADDRESS:PORT"),
+        (&["explain", "http://web/?q=1"], "a query decides nothing"),
+        (&["agent", "--http", "80"], "neither off nor ADDRESS:PORT"),
+        (&["agent", "--http", "off", "--http", "0.0.0.0:80"], "or off alone"),
+        (&["agent", "--http", "0.0.0.0:80", "--https", "0.0.0.0:80"], "give each address once"),
+        (&["agent", "--http", "0.0.0.0:80"], "not in this version"),
         (&["agent", "--dns", "maybe"], "neither on nor off"),
         (&["agent", "--dns-ttl", "soon"], "not a number of seconds"),
         (&["agent", "--dns-compat", "podman"], "neither swarmesh nor docker"),
@@ -64,17 +69,14 @@ fn bad_usage_is_64_and_says_what_to_write() {
 
 #[test]
 fn parts_that_do_not_exist_have_no_flags() {
-    for flag in ["--http", "--https", "--control"] {
-        assert_eq!(run(&["agent", flag, "off"]).0, 64, "{flag}");
-    }
-    assert_eq!(run(&["routes"]).0, 64);
+    assert_eq!(run(&["agent", "--control", "off"]).0, 64);
 }
 
 #[test]
 fn without_an_agent_it_is_69_and_names_the_address() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("none.sock").display().to_string();
-    for command in ["status", "services", "endpoints", "names", "plan", "drain", "resume"] {
+    for command in ["status", "services", "endpoints", "names", "routes", "plan", "drain", "resume"] {
         let (code, stdout, stderr) = run(&[command, "--admin", &socket]);
         assert_eq!((code, stdout.as_str()), (69, ""), "{command}: {stderr}");
         assert!(stderr.contains(&format!("no agent answers at unix://{socket}")), "{command}: {stderr}");
@@ -119,6 +121,24 @@ fn a_file_is_planned_without_touching_anything() {
     let (code, _, stderr) = run(&["plan", "--from", &file, "--node", "node9"]);
     assert_eq!(code, 64);
     assert!(stderr.contains("its nodes are node1, node2"), "{stderr}");
+
+    let routed = SNAPSHOT.replace(
+        r#""name": "web","#,
+        r#""name": "web", "labels": {"swarmesh.http.a.host": "a.example", "swarmesh.http.a.status": "410",
+            "swarmesh.http.b.host": "a.example", "swarmesh.http.b.status": "404", "swarmesh.http.c.host": "!"},"#,
+    );
+    let file = written(directory.path(), "routed.json", &routed);
+    let (code, stdout, stderr) = run(&["plan", "--from", &file]);
+    assert_eq!(code, 0, "{stderr}");
+    let line = ["any", "a.example", "*", "status", "410", "-", "swarmesh", "service", "web", "swarmesh.http.a.host"];
+    assert!(stdout.lines().any(|l| l.split_whitespace().eq(line)), "{stdout}");
+    for problem in ["service web: swarmesh.http.b.host: ", "service web: swarmesh.http.c.host: "] {
+        assert!(stdout.contains(problem), "{stdout}");
+    }
+    let (_, stdout, _) = run(&["plan", "--from", &file, "--output", "json"]);
+    let plan: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(plan["problems"].as_array().map(Vec::len), Some(2), "{stdout}");
+    assert_eq!(plan["routes"]["owners"]["service/s"]["routes"].as_array().map(Vec::len), Some(2));
 
     let broken = written(directory.path(), "broken.json", "{\"version\": 1,\n\"nodes\": [{}]}");
     let (code, _, stderr) = run(&["plan", "--from", &broken]);

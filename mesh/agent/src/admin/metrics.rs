@@ -17,7 +17,10 @@ use prometheus_client::{
 use swarmesh_dns::stats::{BUCKETS, Ending, Histogram, Stats};
 use swarmesh_plan::BackendState;
 
-use crate::view::{Origin, Shared, View};
+use crate::view::{
+    Origin, Shared, View,
+    routes::{by_dialect, dialect_name},
+};
 
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -91,6 +94,12 @@ pub(super) fn render(shared: &Shared) -> Result<String, fmt::Error> {
     registry.register("backends", "Backends of VIPs and published ports on this node", backends);
     registry.register("unusable", "VIPs and published ports that refuse for want of a task, or because the node drains", without);
 
+    let routes = Family::<InDialect, Gauge>::default();
+    for (dialect, count) in by_dialect(&view.plan) {
+        routes.get_or_create(&InDialect { dialect: dialect_name(dialect) }).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+    registry.register("routes", "Routes that labels ask for, by dialect", routes);
+
     let mut counter = |name: &str, help: &str, value: u64| {
         let counter = Counter::<u64>::default();
         counter.inc_by(value);
@@ -109,6 +118,11 @@ pub(super) fn render(shared: &Shared) -> Result<String, fmt::Error> {
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InDialect {
+    dialect: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

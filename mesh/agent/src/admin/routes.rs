@@ -20,7 +20,7 @@ use super::{
 use crate::{
     config::AdminAddress,
     engine::EngineHandle,
-    view::{View, endpoints::endpoints, explain, names::names, services::services, status},
+    view::{View, endpoints::endpoints, explain, names::names, routes::routes, services::services, status},
 };
 
 type Answer = Response<Full<Bytes>>;
@@ -100,11 +100,12 @@ fn read(engine: &EngineHandle, path: &str, query: Option<&str>) -> Answer {
             Err(failed) => error(StatusCode::INTERNAL_SERVER_ERROR, failed),
         },
         "/v1/snapshot" => answer(StatusCode::OK, "application/json", shared.view().snapshot.to_json().into()),
-        "/v1/plan" => json(StatusCode::OK, &shared.view().plan),
+        "/v1/plan" => json(StatusCode::OK, &shared.view().told_plan()),
         "/v1/status" => json(StatusCode::OK, &status::status(&shared.view(), shared.uptime())),
         "/v1/services" => json(StatusCode::OK, &services(&shared.view())),
         "/v1/endpoints" => json(StatusCode::OK, &endpoints(&shared.view())),
         "/v1/names" => json(StatusCode::OK, &names(&shared.view(), query.is_some_and(|q| q.split('&').any(|p| p == "all=true")))),
+        "/v1/routes" => json(StatusCode::OK, &routes(&shared.view())),
         "/v1/explain" => explanation(&shared.view(), query),
         _ => match path.strip_prefix("/v1/health/published/") {
             Some(port) => shared.read(|view| published(view, port)),
@@ -118,7 +119,7 @@ fn explanation(view: &View, query: Option<&str>) -> Answer {
     let Some(target) = target.and_then(explain::percent_decode) else {
         return error(
             StatusCode::BAD_REQUEST,
-            "needs ?target=tcp://ADDRESS:PORT, udp://ADDRESS:PORT, vip://NAME or dns://NAME, percent-encoded",
+            "needs ?target=tcp://ADDRESS:PORT, udp://ADDRESS:PORT, vip://NAME, dns://NAME or http://HOST/PATH, percent-encoded",
         );
     };
     match target.parse::<explain::Target>() {

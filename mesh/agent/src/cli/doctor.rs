@@ -30,7 +30,7 @@ pub(super) fn run(args: DoctorArgs) -> Result<(), CliError> {
     let file = Layer::from_file(args.common.config.as_deref())?;
     let flags =
         Layer { output: args.common.output, admin: args.common.admin, source: args.source, netns_dir: args.netns_dir, ..Layer::default() };
-    let config = flags.over(file).settle();
+    let config = flags.over(file).settle()?;
     let docker = match config.source {
         SourceSpec::Docker { url } | SourceSpec::Auto { url: Some(url) } => Some(url),
         SourceSpec::SnapshotFile { .. } | SourceSpec::Upstream | SourceSpec::Auto { url: None } => None,

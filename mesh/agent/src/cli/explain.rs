@@ -15,7 +15,8 @@ use crate::{
 pub(super) struct ExplainArgs {
     #[command(flatten)]
     common: Common,
-    /// tcp://ADDRESS:PORT, udp://ADDRESS:PORT, vip://NAME[?from=TASK] or dns://NAME[?from=TASK][&type=AAAA]; IPv6 in brackets
+    /// tcp://ADDRESS:PORT, udp://ADDRESS:PORT, vip://NAME[?from=TASK], dns://NAME[?from=TASK][&type=AAAA] or
+    /// http[s]://HOST[:PORT][/PATH][?method=METHOD][&header=NAME:VALUE]; IPv6 in brackets
     #[arg(value_name = "TARGET")]
     target: Target,
 }
@@ -41,6 +42,10 @@ fn render(explanation: &Explanation) -> String {
         }
         for other in &hop.left_out {
             out.push_str(&format!("      not {} on {}: {}\n", clean(&other.task), clean(&other.node), clean(&other.why)));
+        }
+        for other in &hop.routes {
+            let line = format!("not {} of {} ({}): {}", other.label, other.owner, other.takes, other.why);
+            out.push_str(&format!("      {}\n", clean(&line)));
         }
         for upstream in &hop.upstreams {
             out.push_str(&format!("      {}\n", clean(&upstream.words())));

@@ -1,4 +1,4 @@
-//! `swarmesh services`, `swarmesh endpoints` and `swarmesh names`.
+//! `swarmesh services`, `swarmesh endpoints`, `swarmesh names` and `swarmesh routes`.
 
 use swarmesh_model::{EndpointMode, PublishMode};
 
@@ -11,6 +11,7 @@ use crate::{
     view::{
         endpoints::{EndpointRow, Front},
         names::NameRow,
+        routes::RouteRow,
         services::{PortRow, ServiceRow},
     },
 };
@@ -82,6 +83,43 @@ fn names_table(rows: &[NameRow]) -> Table {
         table.row([row.network.clone(), row.name.clone(), row.kind.clone(), addresses, row.owner.clone()]);
     }
     table
+}
+
+/// `swarmesh routes`.
+pub(super) fn routes(config: &Config) -> Result<(), CliError> {
+    let client = Client::new(&config.admin);
+    let text = client.get("/v1/routes")?;
+    match config.output {
+        Output::Json => out::text(&text)?,
+        Output::Table => out::text(&routes_table(&client.parse::<Vec<RouteRow>>(&text)?))?,
+    }
+    Ok(())
+}
+
+/// One line a route, in the order in which they are asked; below it, what is missing.
+pub(super) fn routes_table(rows: &[RouteRow]) -> String {
+    let mut table = Table::new(&["LISTENER", "HOST", "PATH", "TO", "USABLE", "DIALECT", "OWNER", "LABEL"]);
+    let mut notes = String::new();
+    for row in rows {
+        let or_all = |list: &[String]| if list.is_empty() { "*".to_owned() } else { list.join(",") };
+        let path = [std::slice::from_ref(&or_all(&row.paths)), &row.conditions].concat().join(", ");
+        // A redirect or a status needs nobody.
+        let usable = if row.answers_itself { String::new() } else { row.usable.to_string() };
+        table.row([
+            row.listener.clone(),
+            or_all(&row.hosts),
+            path,
+            row.to.clone(),
+            usable,
+            row.dialect.clone(),
+            row.owner.clone(),
+            row.label.clone(),
+        ]);
+        for missing in &row.missing {
+            notes.push_str(&format!("{} by {}: {}\n", clean(&row.owner), clean(&row.label), clean(missing)));
+        }
+    }
+    if notes.is_empty() { table.to_string() } else { format!("{table}\n{notes}") }
 }
 
 pub(super) fn endpoints(config: &Config) -> Result<(), CliError> {

@@ -29,13 +29,13 @@ use self::client::{Client, ClientError};
 use crate::{
     app::{self, AgentError},
     choice::ChoiceError,
-    config::{self, AdminAddress, Config, ConfigError, Layer, Output, PlaneChoice},
+    config::{self, AdminAddress, Config, ConfigError, Layer, Listen, Output, PlaneChoice},
     privilege::Unprivileged,
     store::StoreError,
 };
 
 #[derive(Debug, Parser)]
-#[command(name = "swarmesh", version, about = "Service networking for Docker Swarm: published ports, virtual IPs and names")]
+#[command(name = "swarmesh", version, about = "Service networking for Docker Swarm: published ports, virtual IPs, names and routes")]
 enum Program {
     /// Run the node agent in the foreground
     Agent(AgentArgs),
@@ -45,11 +45,13 @@ enum Program {
     Services(Common),
     /// List every virtual IP and published port with the tasks behind it
     Endpoints(Common),
+    /// List every route by label, in the order in which they are asked, and where it leads
+    Routes(Common),
     /// List every name that containers of this node can ask for
     Names(NamesArgs),
     /// Show what is or would be applied
     Plan(plan::PlanArgs),
-    /// Tell where a packet goes and why
+    /// Tell where a packet, a name or a request goes and why
     Explain(explain::ExplainArgs),
     /// Check kernel, tools, Docker and conflicts; each finding with its remedy
     Doctor(doctor::DoctorArgs),
@@ -83,7 +85,7 @@ struct Common {
 impl Common {
     fn settle(self) -> Result<Config, ConfigError> {
         let file = Layer::from_file(self.config.as_deref())?;
-        Ok(Layer { admin: self.admin, output: self.output, ..Layer::default() }.over(file).settle())
+        Layer { admin: self.admin, output: self.output, ..Layer::default() }.over(file).settle()
     }
 }
 
@@ -133,6 +135,12 @@ struct AgentArgs {
     /// The file that names the host's servers, as seen by the agent [default: /etc/resolv.conf]
     #[arg(long, env = "SWARMESH_RESOLV_CONF", value_name = "FILE")]
     resolv_conf: Option<PathBuf>,
+    /// Take HTTP requests here: ADDRESS:PORT, repeatable or with commas, or off [default: off]
+    #[arg(long, env = "SWARMESH_HTTP", value_name = "ADDRESS:PORT", value_delimiter = ',')]
+    http: Vec<Listen>,
+    /// Take HTTP requests in TLS here: ADDRESS:PORT, repeatable or with commas, or off [default: off]
+    #[arg(long, env = "SWARMESH_HTTPS", value_name = "ADDRESS:PORT", value_delimiter = ',')]
+    https: Vec<Listen>,
     /// What to log, in RUST_LOG's syntax [default: info]
     #[arg(long, env = "SWARMESH_LOG", value_name = "FILTER")]
     log: Option<String>,
@@ -155,8 +163,11 @@ impl AgentArgs {
             dns_ttl: self.dns_ttl,
             dns_compat: self.dns_compat,
             resolv_conf: self.resolv_conf,
+            http: config::listeners(&self.http)?,
+            https: config::listeners(&self.https)?,
+            dialects: None,
         };
-        Ok(flags.over(file).settle())
+        flags.over(file).settle()
     }
 }
 
@@ -202,7 +213,9 @@ impl CliError {
             Self::Config(_) | Self::Log { .. } => Exit::Usage,
             Self::Agent(AgentError::Plane(ChoiceError::Refused { reason, .. })) => kernel_exit(reason),
             Self::Agent(
-                AgentError::Plane(ChoiceError::Absent(_)) | AgentError::Source(SourceError::NotAvailable { .. } | SourceError::Spec(_)),
+                AgentError::Plane(ChoiceError::Absent(_))
+                | AgentError::NoProxy
+                | AgentError::Source(SourceError::NotAvailable { .. } | SourceError::Spec(_)),
             ) => Exit::Usage,
             Self::Agent(AgentError::Unprivileged(_)) | Self::Unprivileged(_) | Self::Critical => Exit::Missing,
             Self::Uninstall(error) => error.exit(),
@@ -252,6 +265,7 @@ fn run(program: Program) -> Result<ExitCode, CliError> {
         Program::Status(args) => status::run(&args.settle()?)?,
         Program::Services(args) => lists::services(&args.settle()?)?,
         Program::Endpoints(args) => lists::endpoints(&args.settle()?)?,
+        Program::Routes(args) => lists::routes(&args.settle()?)?,
         Program::Names(NamesArgs { common, log_every: Some(every), .. }) => {
             let config = common.settle()?;
             let answer = Client::new(&config.admin).post(&format!("/v1/names/log?every={every}"))?;

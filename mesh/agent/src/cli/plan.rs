@@ -18,11 +18,12 @@ use swarmesh_plan::{NodeContext, Takeover};
 
 use super::{
     CliError, Client, Common, Exit,
+    lists::routes_table,
     out::{self, Table, clean},
 };
 use crate::{
     config::{self, Layer, Output},
-    view::{Origin, View, endpoints, status::Status},
+    view::{Origin, View, endpoints, routes, status::Status},
 };
 
 #[derive(Clone, Debug, Args)]
@@ -78,11 +79,13 @@ pub(super) fn run(args: PlanArgs) -> Result<(), CliError> {
     let file = Layer::from_file(args.common.config.as_deref())?;
     let flags =
         Layer { admin: args.common.admin, output: args.common.output, takeover: args.takeover, node: args.node, ..Layer::default() };
-    let config = flags.over(file).settle();
+    let config = flags.over(file).settle()?;
     let snapshot = read(path, args.nodes)?;
     let node = choose_node(path, &snapshot, config.node.as_deref())?;
-    let context = NodeContext { node, takeover: config.takeover, ..NodeContext::default() };
+    let context = NodeContext { node, takeover: config.takeover, dialects: config.router.dialects.clone(), ..NodeContext::default() };
     let plan = swarmesh_plan::plan(&snapshot, &context);
+    let view = View { snapshot, plan, context, origin: Origin::File, ..View::default() };
+    let plan = view.told_plan();
     if args.diff {
         let running: Value = Client::new(&config.admin).read("/v1/plan")?;
         let new = serde_json::to_value(&plan).map_err(io::Error::from)?;
@@ -95,10 +98,7 @@ pub(super) fn run(args: PlanArgs) -> Result<(), CliError> {
     }
     match config.output {
         Output::Json => out::json(&plan)?,
-        Output::Table => {
-            let view = View { snapshot, plan, context, origin: Origin::File, ..View::default() };
-            out::text(&render(&view))?;
-        }
+        Output::Table => out::text(&render(&view))?,
     }
     Ok(())
 }
@@ -116,8 +116,9 @@ fn applied(common: Common) -> Result<(), CliError> {
     let mut table = Table::new(&["WHAT", "WHO", "TO"]);
     for (what, value) in items(&plan) {
         let backends = value["backends"].as_array().map(|b| b.iter().filter_map(|b| b["address"].as_str()).collect::<Vec<_>>().join(","));
+        let routes = || value["routes"].as_array().map(|r| format!("{} routes", r.len()));
         let networks = || value["networks"].as_array().map(|n| format!("{} networks", n.len())).unwrap_or_default();
-        table.row([what, value["name"].as_str().unwrap_or_default().to_owned(), backends.unwrap_or_else(networks)]);
+        table.row([what, value["name"].as_str().unwrap_or_default().to_owned(), backends.or_else(routes).unwrap_or_else(networks)]);
     }
     let mut text = format!("version {}\n\n{table}", plan["version"]);
     if status.pending.is_empty() {
@@ -177,9 +178,14 @@ fn render(view: &View) -> String {
     }
     let mut text =
         format!("node {}: {} sandboxes, {} published ports\n\n{table}", clean(node), view.plan.sandboxes.len(), view.plan.published.len());
-    if !view.plan.problems.is_empty() {
+    let routes = routes::routes(view);
+    if !routes.is_empty() {
+        text.push_str(&format!("\n{}", routes_table(&routes)));
+    }
+    let problems = view.problems();
+    if !problems.is_empty() {
         text.push_str("\nproblems:\n");
-        view.plan.problems.iter().for_each(|p| text.push_str(&format!("  {}\n", clean(&p.to_string()))));
+        problems.iter().for_each(|p| text.push_str(&format!("  {}\n", clean(&p.to_string()))));
     }
     text
 }
@@ -212,6 +218,7 @@ fn items(plan: &Value) -> BTreeMap<String, Value> {
     }
     items.extend(members(&plan["published"]).into_iter().map(|(port, value)| (format!("port {port}"), value)));
     items.extend(members(&plan["sandboxes"]).into_iter().map(|(task, value)| (format!("sandbox {task}"), value)));
+    items.extend(members(&plan["routes"]["owners"]).into_iter().map(|(owner, value)| (format!("routes of {owner}"), value)));
     if !plan["ingress"].is_null() {
         items.insert("ingress".to_owned(), plan["ingress"].clone());
     }

@@ -96,6 +96,18 @@ fn render(status: &Status) -> String {
             format!("everything else: {}", if servers.is_empty() { "the host names no server".to_owned() } else { servers.join(", ") }),
         );
     }
+    let routes = &status.routes;
+    let dialects: Vec<String> = routes.dialects.iter().map(|(name, count)| format!("{count} {name}")).collect();
+    let listeners: Vec<String> =
+        routes.http.iter().map(|a| format!("http {a}")).chain(routes.https.iter().map(|a| format!("https {a}"))).collect();
+    line(
+        "routes",
+        format!(
+            "{}; {}",
+            if dialects.is_empty() { "none".to_owned() } else { format!("{} of {} owners", dialects.join(", "), routes.owners) },
+            if listeners.is_empty() { "no request is taken here: --http and --https are off".to_owned() } else { listeners.join(", ") }
+        ),
+    );
 
     let mut places = Table::new(&["PLACE", "STATE", "SINCE", "FRONTS", "HEALED", "PATH"]);
     for place in &plane.places {

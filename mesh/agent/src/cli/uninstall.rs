@@ -61,7 +61,7 @@ pub(super) fn run(args: UninstallArgs) -> Result<(), CliError> {
         state_dir: args.state_dir,
         ..Layer::default()
     };
-    let config = flags.over(file).settle();
+    let config = flags.over(file).settle()?;
     if !args.force && Client::new(&config.admin).is_answered() {
         return Err(UninstallError::AgentRuns(config.admin).into());
     }

@@ -15,7 +15,11 @@ use swarmesh_plan::Takeover;
 use swarmesh_source::Update;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{Names, Plane, Store, config::PlaneChoice, view::Shared};
+use crate::{
+    Names, Plane, Store,
+    config::{PlaneChoice, RouterConfig},
+    view::Shared,
+};
 
 /// What the engine must know from the start.
 #[derive(Clone, Debug)]
@@ -25,6 +29,7 @@ pub struct Settings {
     pub node: Option<String>,
     pub hostname: String,
     pub takeover: Takeover,
+    pub router: RouterConfig,
     pub store: Store,
     /// How long the source may take before the stored snapshot is used.
     pub patience: Duration,

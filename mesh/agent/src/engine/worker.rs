@@ -113,13 +113,16 @@ impl<P: Plane> Worker<P> {
             tracing::warn!("this node still drains, as it was told before the restart; `swarmesh resume` ends that");
         }
         let leaves_names = this.names.is_none();
-        let context = NodeContext { node: None, takeover: this.settings.takeover, draining, leaves_names, ..NodeContext::default() };
+        let dialects = Arc::clone(&this.settings.router.dialects);
+        let listeners = this.settings.router.listeners.clone();
+        let context = NodeContext { node: None, takeover: this.settings.takeover, draining, leaves_names, dialects };
         this.planner.set_context(context.clone());
         let others = std::mem::take(&mut this.settings.other_planes);
         let plane = this.plane.status(Instant::now());
         this.shared.change(|view| {
             view.context = context;
             view.other_planes = others;
+            view.listeners = listeners;
             view.plane = plane;
         });
         this
@@ -285,12 +288,16 @@ impl<P: Plane> Worker<P> {
             self.was_settled = settled;
             self.status_read = Some(now);
         }
+        let is_rerouted = !plan.routes.owners.is_empty();
         let origin = self.origin;
         let context = self.planner.context().clone();
         let (snapshot, applied) = (self.planner.snapshot().clone(), self.planner.plan().clone());
         self.shared.change(|view| {
             view.snapshot = snapshot;
             view.plan = applied;
+            if is_rerouted {
+                view.table = Arc::default();
+            }
             view.origin = origin;
             view.context = context;
             if let Some((plane, resolvers)) = status {

@@ -6,12 +6,13 @@
 pub mod endpoints;
 pub mod explain;
 pub mod names;
+pub mod routes;
 pub mod services;
 pub mod status;
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -22,7 +23,11 @@ use swarmesh_model::{Node, NodeId, Problem, Service, Snapshot, TaskId};
 use swarmesh_plan::{NodeContext, NodePlan, Policy, Takeover};
 use swarmesh_source::SourceState;
 
-use crate::{ResolverStatus, config::PlaneChoice};
+use self::routes::Compiled;
+use crate::{
+    ResolverStatus,
+    config::{Listeners, PlaneChoice},
+};
 
 /// Where the snapshot in force came from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,9 +57,13 @@ pub struct View {
     /// One per container of this node that asks for names; none with `--dns off`.
     pub resolvers: Vec<ResolverStatus>,
     /// Of the host, for containers without servers of their own.
-    pub host_servers: std::sync::Arc<[IpAddr]>,
+    pub host_servers: Arc<[IpAddr]>,
     /// What the resolver counts; `None` with `--dns off`.
-    pub dns: Option<std::sync::Arc<swarmesh_dns::Shared>>,
+    pub dns: Option<Arc<swarmesh_dns::Shared>>,
+    /// Where requests come in.
+    pub listeners: Listeners,
+    /// The plan's routes as a table, once somebody has asked for it; with other routes comes another cell.
+    pub table: Arc<OnceLock<Compiled>>,
     /// When `plane` was read.
     pub plane_read: Option<Instant>,
     /// Why it is not known which node this is, when the snapshot has nodes to choose from.
@@ -140,6 +149,7 @@ impl View {
         let source = self.source.iter().flat_map(|s| s.problems.iter());
         let mut all: Vec<Problem> =
             self.plan.problems.iter().chain(source).chain(&self.plane.problems).chain(&self.own_problems).cloned().collect();
+        all.extend(self.route_problems());
         all.sort();
         all.dedup();
         all

@@ -1,13 +1,16 @@
 //! `/v1/status` and `/readyz`.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use swarmesh_dns::stats::Ending;
 use swarmesh_model::Problem;
 use swarmesh_plan::Takeover;
 
-use super::{Origin, View};
+use super::{
+    Origin, View,
+    routes::{by_dialect, dialect_name},
+};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
@@ -20,6 +23,7 @@ pub struct Status {
     pub plane: Plane,
     /// `None` with `--dns off`.
     pub names: Option<Names>,
+    pub routes: Routes,
     /// What is not applied yet, by name; empty when `/readyz` says 200.
     pub pending: Vec<Pending>,
     pub problems: Vec<Problem>,
@@ -81,6 +85,18 @@ pub struct Names {
     pub queries: u64,
     /// Every so many queries one is logged; 0 is never.
     pub log_every: u64,
+}
+
+/// Routes by label.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Routes {
+    /// Where requests come in; nowhere if both are empty.
+    pub http: Vec<std::net::SocketAddr>,
+    pub https: Vec<std::net::SocketAddr>,
+    /// How many routes each dialect makes; those without any are left out.
+    pub dialects: BTreeMap<String, usize>,
+    /// Services and containers with labels that ask for routes.
+    pub owners: usize,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -165,6 +181,12 @@ pub fn status(view: &View, uptime: Duration) -> Status {
                 log_every: dns.log_every.load(Relaxed),
             }
         }),
+        routes: Routes {
+            http: view.listeners.http.clone(),
+            https: view.listeners.https.clone(),
+            dialects: by_dialect(&view.plan).into_iter().filter(|(_, n)| *n > 0).map(|(d, n)| (dialect_name(d).to_owned(), n)).collect(),
+            owners: view.plan.routes.owners.len(),
+        },
         pending,
         problems: view.problems(),
     }

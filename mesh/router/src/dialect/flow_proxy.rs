@@ -67,6 +67,11 @@ impl Default for Settings {
     }
 }
 
+/// Whether `SERVICE_DOMAIN_ALGO` can be understood.
+pub fn check_domain_algorithm(text: &str) -> Result<(), Reason> {
+    HostAlgorithm::of_host(text).map(drop)
+}
+
 /// Parameters that may have a number behind them.
 const INDEXED: [&str; 30] = [
     "allowedmethods",

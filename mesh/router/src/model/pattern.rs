@@ -192,6 +192,15 @@ impl Replacement {
     }
 }
 
+impl fmt::Display for Replacement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|part| match part {
+            Part::Text(text) => f.write_str(&text.replace('\\', r"\\")),
+            Part::Group(group) => write!(f, "\\{group}"),
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,5 +232,8 @@ mod tests {
         assert_eq!(replace("q", "r", "/a"), None);
         let pattern = Pattern::new("(a)").unwrap();
         assert_eq!(Replacement::new(r"\2", &pattern), Err(PatternError::NoGroup(2)));
+        for text in [r"/x\1y\\", ""] {
+            assert_eq!(Replacement::new(text, &pattern).unwrap().to_string(), text);
+        }
     }
 }

@@ -153,6 +153,11 @@ impl Table {
             .routes
             .iter()
             .map(|route| {
+                // The host first: who has another is no candidate, by whatever door.
+                let hosts = &route.matching.hosts;
+                if !hosts.is_empty() && !hosts.iter().any(|h| host.as_str().is_some_and(|host| h.matches(host))) {
+                    return Verdict::Fails(Condition::Host);
+                }
                 let listener = match route.listener {
                     Listener::Any => true,
                     Listener::Http => !tls,
@@ -161,10 +166,6 @@ impl Table {
                 };
                 if !listener {
                     return Verdict::Fails(Condition::Listener);
-                }
-                let hosts = &route.matching.hosts;
-                if !hosts.is_empty() && !hosts.iter().any(|h| host.as_str().is_some_and(|host| h.matches(host))) {
-                    return Verdict::Fails(Condition::Host);
                 }
                 match route.matching.beyond_host(request) {
                     Some(condition) => Verdict::Fails(condition),

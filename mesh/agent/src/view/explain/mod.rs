@@ -1,8 +1,9 @@
-//! `/v1/explain`: where a packet goes and why, hop by hop, and what is missing.
+//! `/v1/explain`: where a packet, a name or a request goes and why, hop by hop, and what is missing.
 
 mod backends;
 mod dns;
 mod port;
+mod request;
 #[cfg(test)]
 mod tests;
 mod upstream;
@@ -13,7 +14,7 @@ use std::{fmt, net::IpAddr, str::FromStr};
 use serde::{Deserialize, Serialize};
 use swarmesh_model::Protocol;
 
-pub use self::upstream::UpstreamRow;
+pub use self::{request::Asking, upstream::UpstreamRow};
 use super::{View, endpoints::BackendRow, socket};
 
 /// What is to be explained.
@@ -25,11 +26,13 @@ pub enum Target {
     Vip { name: String, from: Option<String> },
     /// `dns://web?from=web.1.x&type=AAAA`.
     Dns { name: String, from: Option<String>, kind: u16 },
+    /// `http://app.example.com/path?method=POST&header=X-Version:2`, `https://…`.
+    Request(Asking),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{target:?} cannot be explained: {problem}; use tcp://ADDRESS:PORT, udp://ADDRESS:PORT, vip://NAME[?from=TASK] or dns://NAME[?from=TASK][&type=A]"
+    "{target:?} cannot be explained: {problem}; use tcp://ADDRESS:PORT, udp://ADDRESS:PORT, vip://NAME[?from=TASK], dns://NAME[?from=TASK][&type=A] or http[s]://HOST[:PORT][/PATH][?method=METHOD][&header=NAME:VALUE]"
 )]
 pub struct TargetError {
     target: String,
@@ -45,6 +48,7 @@ impl FromStr for Target {
         let protocol = match scheme {
             "tcp" => Protocol::Tcp,
             "udp" => Protocol::Udp,
+            "http" | "https" => return Asking::parse(scheme == "https", rest).map(Self::Request).map_err(wrong),
             "vip" => {
                 let (name, query) = rest.split_once('?').map_or((rest, None), |(name, query)| (name, Some(query)));
                 let from = match query {
@@ -95,6 +99,7 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Port { protocol, address, port } => write!(f, "{protocol}://{}", socket(*address, *port)),
+            Self::Request(asking) => asking.fmt(f),
             Self::Vip { name, from: None } => write!(f, "vip://{name}"),
             Self::Vip { name, from: Some(task) } => write!(f, "vip://{name}?from={task}"),
             Self::Dns { name, from, kind } => {
@@ -112,6 +117,8 @@ impl fmt::Display for Target {
 pub enum Verdict {
     /// A task answers.
     Delivered,
+    /// This node answers by itself, with a redirect or a status that a route asks for.
+    Answered,
     /// Known, and answered with a refusal at once.
     Refused,
     /// Somebody else's business: Docker's, another node's, or nobody's.
@@ -144,12 +151,25 @@ pub struct Hop {
     /// Servers that are asked about other people's names, in the order in which they were configured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub upstreams: Vec<UpstreamRow>,
+    /// Routes of the same host that do not get the request, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<OtherRoute>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
     pub task: String,
     pub node: String,
+    pub why: String,
+}
+
+/// A route that another came before, or that does not match.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherRoute {
+    pub owner: String,
+    pub label: String,
+    pub dialect: String,
+    pub takes: String,
     pub why: String,
 }
 
@@ -190,6 +210,7 @@ pub fn explain(view: &View, target: &Target, local: &Local) -> Explanation {
         Target::Port { protocol, address, port } => port::explain(view, &mut story, local, *protocol, *address, *port),
         Target::Vip { name, from } => vip::explain(view, &mut story, name, from.as_deref()),
         Target::Dns { name, from, kind } => dns::explain(view, &mut story, name, from.as_deref(), *kind),
+        Target::Request(asking) => request::explain(view, &mut story, asking),
     };
     story.0.verdict = verdict;
     story.0.summary = summary;

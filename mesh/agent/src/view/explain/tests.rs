@@ -79,7 +79,7 @@ fn targets_read_as_they_are_written() {
         "dns://",
         "dns://web?type=x",
         "dns://web?to=web.1",
-        "http://x/",
+        "ftp://x/",
         "tcp://host:80",
         "tcp://192.0.2.1",
         "tcp://192.0.2.1:0",

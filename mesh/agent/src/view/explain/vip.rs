@@ -180,7 +180,7 @@ fn network_name(view: &View, id: &NetworkId) -> String {
 /// Of several networks' outcomes, the one that a caller would be glad of.
 fn best(outcomes: Vec<Outcome>) -> Outcome {
     let rank = |verdict: Verdict| match verdict {
-        Verdict::Delivered => 0,
+        Verdict::Delivered | Verdict::Answered => 0,
         Verdict::Pending => 1,
         Verdict::Refused => 2,
         Verdict::NotOurs => 3,
