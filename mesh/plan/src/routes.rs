@@ -212,6 +212,14 @@ impl Tasks for RoutePlan {
     fn published(&self, container: &str) -> Option<IpAddr> {
         self.containers.get(container).filter(|c| c.serves)?.published
     }
+
+    fn network(&self, owner: &str, asked: Option<&NetworkId>) -> Option<NetworkId> {
+        if let Some(service) = self.services.get(owner) {
+            return service.in_network(asked).map(|n| n.network.clone());
+        }
+        let addresses = &self.containers.get(owner)?.addresses;
+        addresses.iter().map(|(network, _)| network).find(|n| asked.is_none_or(|asked| asked == *n)).cloned()
+    }
 }
 
 /// Reads an owner's labels. Routes that came out as before are the same objects.

@@ -105,6 +105,8 @@ pub trait Tasks {
     fn usable(&self, owner: &str, network: Option<&NetworkId>) -> Vec<(TaskId, IpAddr)>;
     /// Where the node publishes a container's port.
     fn published(&self, container: &str) -> Option<IpAddr>;
+    /// The network that [`Self::vip`] and [`Self::usable`] answer for, when they are asked like this.
+    fn network(&self, owner: &str, asked: Option<&NetworkId>) -> Option<NetworkId>;
 }
 
 /// Where a connection can go.
@@ -121,6 +123,10 @@ pub enum Upstream {
 pub struct WeightedUpstream {
     pub upstream: Upstream,
     pub weight: u16,
+    /// Whose it is: a place in [`BackendSet::members`].
+    pub member: usize,
+    /// Where the address means something; `None` if anywhere.
+    pub network: Option<NetworkId>,
 }
 
 impl Member {
@@ -140,9 +146,14 @@ impl BackendSet {
     /// one task beside four a fifth, and one service beside another the half.
     pub fn upstreams(&self, tasks: &impl Tasks) -> Vec<WeightedUpstream> {
         let mut out = Vec::new();
-        for member in self.members.iter().filter(|m| m.weight > 0) {
+        for (number, member) in self.members.iter().enumerate().filter(|(_, m)| m.weight > 0) {
             let (port, weight) = (member.port, member.weight);
-            let mut add = |upstream| out.push(WeightedUpstream { upstream, weight });
+            let network = match &member.target {
+                Target::Service { id, network } => tasks.network(id, network.as_ref()),
+                Target::Container { network, .. } => Some(network.clone()),
+                Target::Published { .. } | Target::Host { .. } => None,
+            };
+            let mut add = |upstream| out.push(WeightedUpstream { upstream, weight, member: number, network: network.clone() });
             match &member.target {
                 Target::Service { id, network } => {
                     let vip = if member.mode == BackendMode::Vip { tasks.vip(id, network.as_ref()) } else { None };

@@ -118,25 +118,40 @@ impl Table {
 
     /// The route that takes a request.
     pub fn find(&self, request: &Request<'_>) -> Option<&Arc<Route>> {
+        self.routes.get(self.position(request)?)
+    }
+
+    /// Where that route stands in [`Self::routes`], for who keeps something of his own for each.
+    pub fn position(&self, request: &Request<'_>) -> Option<usize> {
         let index = if request.tls { &self.https } else { &self.http };
         let found = index.first(&Host::new(request.host), request.path, |number| {
             self.by_host_alone.get(number as usize) == Some(&true)
                 || self.route(number).is_some_and(|route| route.matching.beyond_host(request).is_none())
         });
-        self.route(found?)
+        found.map(|number| number as usize)
     }
 
     /// Where a TLS connection with this name in its hello goes unopened; `None` if it is to be opened here, or nobody's.
     pub fn find_tls(&self, name: Option<&str>, port: u16) -> Option<&Arc<Route>> {
+        self.routes.get(self.position_tls(name, port)?)
+    }
+
+    /// As [`Self::position`].
+    pub fn position_tls(&self, name: Option<&str>, port: u16) -> Option<usize> {
         let found = self.tls.first(&Host::new(name.unwrap_or_default()), "", |number| {
             self.route(number).is_some_and(|route| route.matching.port.is_none_or(|p| p == port))
         });
-        self.route(found?)
+        found.map(|number| number as usize)
     }
 
     /// Where a connection to a port goes, whatever is in it.
     pub fn find_tcp(&self, port: u16) -> Option<&Arc<Route>> {
-        self.route(*self.tcp.get(&port)?)
+        self.routes.get(self.position_tcp(port)?)
+    }
+
+    /// As [`Self::position`].
+    pub fn position_tcp(&self, port: u16) -> Option<usize> {
+        self.tcp.get(&port).map(|number| *number as usize)
     }
 
     /// What to show a client that asks for this name.

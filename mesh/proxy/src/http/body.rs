@@ -1,0 +1,282 @@
+//! Bodies on their way: from the client to a backend, and back, with what has to be known when they end.
+
+use std::{
+    cell::Cell,
+    error::Error,
+    future::Future as _,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Sleep, sleep};
+
+use crate::{
+    compress::{Compressed, Encoding},
+    endpoint::Busy,
+    routing::Lane,
+    upstream::{Lease, Upstreams},
+};
+
+/// Why a body ends before its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    #[error("the backend broke off: {0}")]
+    Backend(#[source] hyper::Error),
+    #[error("the client broke off: {0}")]
+    Client(#[source] hyper::Error),
+    #[error("the backend sent nothing for {0:?}")]
+    BackendStalled(Duration),
+    #[error("the client sent nothing for {0:?}")]
+    ClientStalled(Duration),
+    #[error("the request's body is longer than {0} bytes")]
+    TooLong(u64),
+}
+
+/// A pause between two reads, and its limit. Without a pause no timer is set.
+#[derive(Debug)]
+struct Patience {
+    limit: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Patience {
+    const fn new(limit: Duration) -> Self {
+        Self { limit, timer: None }
+    }
+
+    /// Polled while there is nothing to read: ready when there was nothing for too long.
+    fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let limit = self.limit;
+        self.timer.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx)
+    }
+
+    fn moves(&mut self) {
+        self.timer = None;
+    }
+}
+
+/// What a client sends.
+#[derive(Debug)]
+pub(crate) struct RequestBody {
+    /// `None` if there is none.
+    inner: Option<Incoming>,
+    left: Option<u64>,
+    most: u64,
+    received: Rc<Cell<u64>>,
+    patience: Patience,
+}
+
+impl RequestBody {
+    pub(crate) fn new(inner: Incoming, most: Option<u64>, patience: Duration, received: Rc<Cell<u64>>) -> Self {
+        let inner = (!inner.is_end_stream()).then_some(inner);
+        Self { inner, left: most, most: most.unwrap_or(u64::MAX), received, patience: Patience::new(patience) }
+    }
+
+    pub(crate) fn none() -> Self {
+        Self { inner: None, left: None, most: 0, received: Rc::default(), patience: Patience::new(Duration::MAX) }
+    }
+
+    pub(crate) fn is_none(&self) -> bool {
+        self.inner.is_none()
+    }
+
+    /// Says so if its announced length is too much.
+    pub(crate) fn is_too_long(&self) -> bool {
+        self.inner.as_ref().is_some_and(|inner| inner.size_hint().lower() > self.most)
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
+        let frame = match Pin::new(inner).poll_frame(cx) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                ready!(this.patience.poll_pause(cx));
+                return Poll::Ready(Some(Err(BodyError::ClientStalled(this.patience.limit))));
+            }
+        };
+        this.patience.moves();
+        let Some(frame) = frame else { return Poll::Ready(None) };
+        let frame = frame.map_err(BodyError::Client)?;
+        if let Some(data) = frame.data_ref() {
+            let length = data.len() as u64;
+            this.received.set(this.received.get() + length);
+            if let Some(left) = &mut this.left {
+                *left = match left.checked_sub(length) {
+                    Some(left) => left,
+                    None => return Poll::Ready(Some(Err(BodyError::TooLong(this.most)))),
+                };
+            }
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+/// What a client is sent.
+#[derive(Debug)]
+pub(crate) enum AnswerBody {
+    Own(Option<Bytes>, Option<Box<Account>>),
+    Backend(Box<BackendBody>),
+    Compressed(Box<Compressed<BackendBody>>),
+}
+
+/// A backend's answer. When it is over, the connection is free for the next request.
+#[derive(Debug)]
+pub(crate) struct BackendBody {
+    inner: Incoming,
+    lease: Option<Lease>,
+    upstreams: Rc<Upstreams>,
+    patience: Patience,
+    account: Account,
+}
+
+/// What is counted of one request. It ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Account {
+    pub(crate) lane: Option<Arc<Lane>>,
+    pub(crate) begun: Instant,
+    /// 0 while there is no answer.
+    pub(crate) status: u16,
+    pub(crate) received: Rc<Cell<u64>>,
+    pub(crate) sent: u64,
+    pub(crate) busy: Option<Busy>,
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        if let Some(lane) = &self.lane {
+            lane.counts.end(self.status, self.begun.elapsed(), self.received.get(), self.sent);
+        }
+    }
+}
+
+impl AnswerBody {
+    pub(crate) fn own(text: impl Into<Bytes>) -> Self {
+        let text = text.into();
+        Self::Own((!text.is_empty()).then_some(text), None)
+    }
+
+    pub(crate) fn backend(body: BackendBody, encoding: Option<Encoding>) -> Self {
+        match encoding {
+            Some(encoding) => Self::Compressed(Box::new(Compressed::new(encoding, body))),
+            None => Self::Backend(Box::new(body)),
+        }
+    }
+
+    /// Lets a request's counts end with its answer.
+    pub(crate) fn accounted(self, account: Account) -> Self {
+        match self {
+            Self::Own(text, _) => Self::Own(text, Some(Box::new(account))),
+            backend @ (Self::Backend(_) | Self::Compressed(_)) => backend,
+        }
+    }
+}
+
+impl BackendBody {
+    pub(crate) fn new(inner: Incoming, lease: Lease, upstreams: Rc<Upstreams>, patience: Duration, account: Account) -> Self {
+        let mut body = Self { inner, lease: Some(lease), upstreams, patience: Patience::new(patience), account };
+        if body.inner.is_end_stream() {
+            body.finish();
+        }
+        body
+    }
+
+    fn finish(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            self.upstreams.give_back(lease);
+        }
+    }
+}
+
+impl Body for BackendBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = match Pin::new(&mut self.inner).poll_frame(cx) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                ready!(self.patience.poll_pause(cx));
+                return Poll::Ready(Some(Err(BodyError::BackendStalled(self.patience.limit))));
+            }
+        };
+        self.patience.moves();
+        match frame {
+            None => {
+                self.finish();
+                Poll::Ready(None)
+            }
+            Some(Err(error)) => Poll::Ready(Some(Err(BodyError::Backend(error)))),
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.account.sent += data.len() as u64;
+                }
+                if self.inner.is_end_stream() {
+                    self.finish();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Box<dyn Error + Send + Sync>;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match &mut *self {
+            Self::Own(text, account) => Poll::Ready(text.take().map(|text| {
+                if let Some(account) = account {
+                    account.sent += text.len() as u64;
+                }
+                Ok(Frame::data(text))
+            })),
+            Self::Backend(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Compressed(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(text, _) => text.is_none(),
+            Self::Backend(body) => body.is_end_stream(),
+            Self::Compressed(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(text, _) => SizeHint::with_exact(text.as_ref().map_or(0, |t| t.len() as u64)),
+            Self::Backend(body) => body.size_hint(),
+            Self::Compressed(body) => body.size_hint(),
+        }
+    }
+}

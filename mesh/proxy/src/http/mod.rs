@@ -1,0 +1,489 @@
+//! One request: checked, routed, filtered, sent, answered.
+
+pub(crate) mod body;
+pub(crate) mod head;
+pub(crate) mod request;
+pub(crate) mod response;
+
+use std::{
+    cell::Cell,
+    convert::Infallible,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use swarmesh_router::{
+    model::{Action, Filter, Headers, NO_ROUTE, Policy, REFUSED, RetryOn},
+    table,
+};
+use tokio::time::timeout;
+
+use self::{
+    body::{Account, AnswerBody, BackendBody, RequestBody},
+    head::{Head, check},
+    request::{About, Client, Outgoing, Stop, forget_claims, join_cookies, take_hop_by_hop},
+    response::{Answering, own, stopped},
+};
+use crate::{
+    compress,
+    config::Times,
+    endpoint::{Busy, Endpoint},
+    live_set::{Asking, LiveSet},
+    metrics::add,
+    routing::Lane,
+    tunnel::tunnel,
+    upstream::{ConnectError, Lease, Wanted},
+    worker::Worker,
+};
+
+/// What the table may ask of a request's headers.
+struct Asked<'r>(&'r HeaderMap);
+
+impl Headers for Asked<'_> {
+    fn any(&self, name: &str, test: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        self.0.get_all(name).iter().any(|value| test(value.as_bytes()))
+    }
+}
+
+/// Answers a request. Whatever happens, there is an answer.
+pub(crate) async fn answer(worker: Rc<Worker>, client: Rc<Client>, request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {
+    let begun = Instant::now();
+    let (mut parts, body) = request.into_parts();
+    let head = match check(&parts) {
+        Ok(head) => head,
+        Err(error) => {
+            add(&worker.shared.counts.malformed, 1);
+            tracing::debug!(client = %client.address, %error, "a request is refused");
+            let mut answer = own(error.status());
+            // What follows on this connection was perhaps meant as part of this.
+            if parts.version < Version::HTTP_2 {
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            return Ok(answer);
+        }
+    };
+    let routing = worker.shared.routing.load();
+    let position = routing.table.position(&table::Request {
+        tls: client.tls.is_some(),
+        port: client.local.port(),
+        host: head.host.as_str(),
+        method: parts.method.as_str(),
+        path: head.path(),
+        headers: &Asked(&parts.headers),
+    });
+    let lane = position.and_then(|position| routing.lane(position)).cloned();
+    drop(routing);
+    let Some(lane) = lane else {
+        add(&worker.shared.counts.unrouted, 1);
+        return Ok(own(StatusCode::from_u16(NO_ROUTE).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)));
+    };
+    lane.counts.begin();
+    let received = Rc::new(Cell::new(0));
+    let account = Account { lane: Some(Arc::clone(&lane)), begun, status: 0, received: Rc::clone(&received), sent: 0, busy: None };
+    let times = worker.config.times.of(&lane.route.policy.timeouts);
+    let body = RequestBody::new(body, lane.route.policy.limits.body, times.client, received);
+    let upgrade = take_hop_by_hop(&mut parts.headers);
+    let mut exchange =
+        Exchange { worker: &worker, client: &client, lane: &lane, head, upgrade, times, request_id: String::new(), begun, retries: 0 };
+    let answer = exchange.run(&mut parts, body, account).await;
+    Ok(answer)
+}
+
+/// One request on its way to a backend and back.
+struct Exchange<'r> {
+    worker: &'r Rc<Worker>,
+    client: &'r Client,
+    lane: &'r Arc<Lane>,
+    head: Head,
+    /// The protocol that the client wants to speak instead.
+    upgrade: Option<HeaderValue>,
+    times: Times,
+    request_id: String,
+    begun: Instant,
+    retries: u32,
+}
+
+/// Why a backend was not reached, or did not answer.
+#[derive(Debug)]
+enum Failure {
+    /// Nobody is there.
+    NoBackend,
+    /// All that are there have as much to do as they may.
+    Full,
+    Connect(ConnectError),
+    Send(#[expect(dead_code, reason = "told in the log, by Debug")] hyper::Error),
+    TimedOut,
+}
+
+impl Failure {
+    /// As HAProxy and nginx agree for the most part: nobody there 503, no understandable answer 502, none in time 504.
+    const fn status(&self) -> StatusCode {
+        match self {
+            Self::NoBackend | Self::Full | Self::Connect(ConnectError::NoFoothold) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Connect(_) | Self::Send(_) => StatusCode::BAD_GATEWAY,
+            Self::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+}
+
+/// An answer, and by whom.
+struct Answered {
+    response: Response<Incoming>,
+    lease: Lease,
+    busy: Busy,
+    set_cookie: Option<HeaderValue>,
+}
+
+impl Exchange<'_> {
+    async fn run(&mut self, parts: &mut Parts, body: RequestBody, mut account: Account) -> Response<AnswerBody> {
+        if body.is_too_long() {
+            return self.finish(own(StatusCode::PAYLOAD_TOO_LARGE), parts, account);
+        }
+        forget_claims(&mut parts.headers, self.client);
+        join_cookies(&mut parts.headers);
+        if let Err(stop) = self.filter(parts).await {
+            return self.finish(stopped(stop), parts, account);
+        }
+        let lane = self.lane;
+        let live = match (&lane.route.action, &lane.live) {
+            (Action::Redirect(redirect), _) => {
+                let answer = stopped(Stop::redirect(redirect, &self.head));
+                return self.finish(answer, parts, account);
+            }
+            (Action::Status(status), _) => return self.finish(stopped(Stop::Status(*status)), parts, account),
+            (Action::Forward(_), Some(live)) => live,
+            // Unreachable: a lane has a live set if its route forwards.
+            (Action::Forward(_), None) => return self.finish(own(StatusCode::SERVICE_UNAVAILABLE), parts, account),
+        };
+        let on_upgrade = self.upgrade.as_ref().and_then(|_| parts.extensions.remove::<hyper::upgrade::OnUpgrade>());
+        let wish = lane.route.filters.iter().find_map(|filter| match filter {
+            Filter::Compress(how) => Some((how, compress::wish(how, &parts.method, parts.version, &parts.headers))),
+            _ => None,
+        });
+        let outgoing = self.outgoing(parts, body);
+        match self.forward(live, outgoing).await {
+            Ok(mut answered) => {
+                if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    return self.switch(answered, on_upgrade, parts, account);
+                }
+                live.answered(answered.busy.endpoint(), answered.response.headers());
+                let headers = answered.response.headers_mut();
+                response::take_hop_by_hop(headers);
+                if let Some(cookie) = answered.set_cookie.take() {
+                    headers.append(header::SET_COOKIE, cookie);
+                    // A cache would give this client's cookie to others.
+                    headers.append(header::CACHE_CONTROL, HeaderValue::from_static("private"));
+                }
+                self.filter_answer(&mut answered.response, parts, Some(answered.busy.endpoint()));
+                let (mut head, body) = answered.response.into_parts();
+                head.version = Version::HTTP_11;
+                head.extensions.clear();
+                account.status = head.status.as_u16();
+                account.busy = Some(answered.busy);
+                let encoding =
+                    if body.is_end_stream() { None } else { wish.and_then(|(how, wish)| compress::prepare(how, wish, &mut head)) };
+                let body = BackendBody::new(body, answered.lease, Rc::clone(&self.worker.upstreams), self.times.server, account);
+                Response::from_parts(head, AnswerBody::backend(body, encoding))
+            }
+            Err(failure) => {
+                tracing::debug!(client = %self.client.address, route = %self.lane.route.origin.owner, ?failure, "a request has no answer");
+                self.finish(own(failure.status()), parts, account)
+            }
+        }
+    }
+
+    /// An answer of our own goes through the route's filters, too.
+    fn finish(&mut self, mut answer: Response<AnswerBody>, parts: &Parts, mut account: Account) -> Response<AnswerBody> {
+        account.status = answer.status().as_u16();
+        self.filter_answer(&mut answer, parts, None);
+        answer.map(|body| body.accounted(account))
+    }
+
+    async fn filter(&mut self, parts: &mut Parts) -> Result<(), Stop> {
+        let (lane, shared) = (self.lane, &self.worker.shared);
+        let mut gates = lane.gates.iter();
+        for filter in &lane.route.filters {
+            match filter {
+                Filter::BasicAuth(auth) => {
+                    let gate = gates.next().ok_or(Stop::Status(REFUSED))?;
+                    gate.pass(&shared.verifier, &parts.headers).await.map_err(Stop::Auth)?;
+                    if auth.consume {
+                        parts.headers.remove(header::AUTHORIZATION);
+                    }
+                }
+                Filter::GlobalAuth => {
+                    if let Some(gate) = &shared.node_gate {
+                        gate.pass(&shared.verifier, &parts.headers).await.map_err(Stop::Auth)?;
+                        parts.headers.remove(header::AUTHORIZATION);
+                    }
+                }
+                filter => {
+                    let mut outgoing = Outgoing {
+                        method: &mut parts.method,
+                        head: &mut self.head,
+                        headers: &mut parts.headers,
+                        client: self.client,
+                        request_id: &mut self.request_id,
+                        proxy_name: &self.worker.config.name,
+                    };
+                    outgoing.apply(filter)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn filter_answer<B>(&mut self, answer: &mut Response<B>, parts: &Parts, by: Option<&Arc<Endpoint>>) {
+        let lane = self.lane;
+        let is_for_answers =
+            |filter: &&Filter| matches!(filter, Filter::Response(_) | Filter::InfoHeaders | Filter::StrictTransport { .. });
+        let mut filters = lane.route.filters.iter().filter(is_for_answers).peekable();
+        if filters.peek().is_none() {
+            return;
+        }
+        if self.request_id.is_empty() {
+            self.request_id = request::new_request_id();
+        }
+        let answering = Answering {
+            about: About {
+                client: self.client,
+                head: &self.head,
+                method: &parts.method,
+                headers: &parts.headers,
+                proxy_name: &self.worker.config.name,
+            },
+            request_id: &self.request_id,
+            upstream: by.map(|endpoint| &endpoint.upstream),
+            took: self.begun.elapsed(),
+        };
+        let status = answer.status();
+        for filter in filters {
+            answering.apply(filter, status, answer.headers_mut());
+        }
+    }
+
+    /// The request as the backend gets it.
+    fn outgoing(&self, parts: &mut Parts, body: RequestBody) -> Request<RequestBody> {
+        let mut request = Request::new(body);
+        *request.method_mut() = parts.method.clone();
+        *request.headers_mut() = if self.lane.answers_ask_headers { parts.headers.clone() } else { std::mem::take(&mut parts.headers) };
+        let headers = request.headers_mut();
+        // The server side has said 100 already, or will, when the body is asked for.
+        headers.remove(header::EXPECT);
+        if let Ok(host) = HeaderValue::from_str(self.head.host.as_str()) {
+            headers.insert(header::HOST, host);
+        }
+        if let Some(protocol) = &self.upgrade {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(header::UPGRADE, protocol.clone());
+        }
+        *request.uri_mut() = Uri::from(self.head.target.clone());
+        request
+    }
+
+    /// Finds a backend that answers. Another one is tried as long as nothing can have been done twice.
+    async fn forward(&mut self, live: &LiveSet, mut request: Request<RequestBody>) -> Result<Answered, Failure> {
+        let lane = self.lane;
+        let policy = &lane.route.policy;
+        let can_repeat = request.body().is_none() && is_idempotent(request.method());
+        let mut tried: Vec<u64> = Vec::new();
+        let mut fresh = false;
+        let mut failure = Failure::NoBackend;
+        loop {
+            let now = Instant::now();
+            let Some(choice) = live.choose(&self.asking(request.headers()), &tried, now) else { return Err(failure) };
+            let endpoint = choice.endpoint;
+            let Some(busy) = self.room(&endpoint, policy).await else {
+                tried.push(endpoint.id);
+                failure = Failure::Full;
+                continue;
+            };
+            let wanted = Wanted {
+                host: self.head.host.host(),
+                connect_time: self.times.connect,
+                fresh,
+                preface: policy
+                    .proxy_protocol
+                    .map(|version| crate::proxy_protocol::header(version, self.client.address, self.client.local)),
+                private: policy.close_upstream || self.upgrade.is_some(),
+            };
+            let mut lease = match self.worker.upstreams.connection(&endpoint, &wanted).await {
+                Ok(lease) => lease,
+                Err(error) => {
+                    self.lane.counts.connect_failed();
+                    endpoint.health.failed(policy.ejection, now);
+                    tried.push(endpoint.id);
+                    failure = Failure::Connect(error);
+                    if !self.may_retry(policy, RetryOn::ConnectFailure, true) {
+                        return Err(failure);
+                    }
+                    continue;
+                }
+            };
+            // What may have to be said again is kept.
+            let spare = (can_repeat && (lease.is_reused || !policy.retries.on.is_empty())).then(|| copy(&request));
+            prepare(&mut request, &lease, &endpoint);
+            let sent = timeout(self.times.server, lease.send(request)).await;
+            match sent {
+                Ok(Ok(response)) => {
+                    let status = response.status().as_u16();
+                    let again = policy.retries.on.contains(&RetryOn::Status(status));
+                    if status >= 500 && again {
+                        endpoint.health.failed(policy.ejection, now);
+                    } else {
+                        endpoint.health.succeeded();
+                    }
+                    if again && let Some(spare) = spare {
+                        tried.push(endpoint.id);
+                        if live.choose(&self.asking(spare.headers()), &tried, now).is_some()
+                            && self.may_retry(policy, RetryOn::Status(status), false)
+                        {
+                            request = spare;
+                            continue;
+                        }
+                    }
+                    return Ok(Answered { response, lease, busy, set_cookie: choice.set_cookie });
+                }
+                Ok(Err(error)) => {
+                    let stale = lease.is_reused;
+                    if let Some(unsent) = error.unsent {
+                        request = unsent;
+                    } else if let Some(spare) = spare
+                        && (stale || self.may_retry(policy, RetryOn::InvalidAnswer, false))
+                    {
+                        request = spare;
+                    } else {
+                        endpoint.health.failed(policy.ejection, now);
+                        return Err(Failure::Send(error.error));
+                    }
+                    if stale {
+                        // It was closed while it was idle, which says nothing about the backend.
+                        fresh = true;
+                    } else {
+                        endpoint.health.failed(policy.ejection, now);
+                        tried.push(endpoint.id);
+                        failure = Failure::Send(error.error);
+                    }
+                    self.lane.counts.retried();
+                }
+                Err(_) => {
+                    endpoint.health.failed(policy.ejection, now);
+                    tried.push(endpoint.id);
+                    failure = Failure::TimedOut;
+                    match spare {
+                        Some(spare) if self.may_retry(policy, RetryOn::Timeout, false) => request = spare,
+                        _ => return Err(failure),
+                    }
+                }
+            }
+        }
+    }
+
+    fn asking<'h>(&self, headers: &'h HeaderMap) -> Asking<'h> {
+        Asking { client: self.client.address.ip(), headers, tls: self.client.tls.is_some(), tls_session: None }
+    }
+
+    /// A request more for a backend, as soon as it may have one.
+    async fn room(&self, endpoint: &Arc<Endpoint>, policy: &Policy) -> Option<Busy> {
+        let most = policy.limits.connections;
+        if let Some(busy) = endpoint.begin(most) {
+            return Some(busy);
+        }
+        let deadline = Instant::now() + self.times.queue;
+        while Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            if let Some(busy) = endpoint.begin(most) {
+                return Some(busy);
+            }
+        }
+        None
+    }
+
+    /// Whether the route lets this be tried again, and counts it. One that reached nobody may unless the route says never.
+    fn may_retry(&mut self, policy: &Policy, after: RetryOn, always: bool) -> bool {
+        let allowed = policy.retries.attempts.is_none_or(|attempts| self.retries < u32::from(attempts));
+        let retry = allowed && (always || policy.retries.on.contains(&after));
+        if retry {
+            self.retries += 1;
+            self.lane.counts.retried();
+        }
+        retry
+    }
+
+    /// Both sides speak something else from now on: bytes are copied.
+    fn switch(
+        &mut self,
+        mut answered: Answered,
+        on_upgrade: Option<hyper::upgrade::OnUpgrade>,
+        parts: &Parts,
+        mut account: Account,
+    ) -> Response<AnswerBody> {
+        let protocol = answered.response.headers().get(header::UPGRADE).cloned();
+        let (Some(on_upgrade), Some(protocol)) = (on_upgrade, protocol) else {
+            // It was not asked to.
+            return self.finish(own(StatusCode::BAD_GATEWAY), parts, account);
+        };
+        let upstream = hyper::upgrade::on(&mut answered.response);
+        response::take_hop_by_hop(answered.response.headers_mut());
+        self.filter_answer(&mut answered.response, parts, Some(answered.busy.endpoint()));
+        let mut answer = Response::new(AnswerBody::own(""));
+        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        *answer.headers_mut() = std::mem::take(answered.response.headers_mut());
+        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        answer.headers_mut().insert(header::UPGRADE, protocol);
+        account.status = StatusCode::SWITCHING_PROTOCOLS.as_u16();
+        account.busy = Some(answered.busy);
+        let (idle, worker) = (self.times.tunnel, Rc::clone(self.worker));
+        let open = worker.connections.add();
+        tokio::task::spawn_local(async move {
+            if let (Ok(client), Ok(backend)) = (on_upgrade.await, upstream.await) {
+                let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
+                let copied = tunnel(&mut client, &mut backend, Some(idle), worker.patience_is_over()).await;
+                account.received.set(copied.to_backend);
+                account.sent = copied.to_client;
+            }
+            drop((account, open));
+        });
+        answer
+    }
+}
+
+/// The same again, for a request without a body.
+fn copy(request: &Request<RequestBody>) -> Request<RequestBody> {
+    let mut again = Request::new(RequestBody::none());
+    *again.method_mut() = request.method().clone();
+    *again.uri_mut() = request.uri().clone();
+    *again.headers_mut() = request.headers().clone();
+    again
+}
+
+/// In HTTP/2 the host is part of the target.
+fn prepare(request: &mut Request<RequestBody>, lease: &Lease, endpoint: &Endpoint) {
+    if lease.is_http2() {
+        let scheme = if endpoint.tls.is_some() { "https" } else { "http" };
+        let host = request.headers_mut().remove(header::HOST);
+        let mut uri = Uri::builder().scheme(scheme);
+        if let Some(host) = host {
+            uri = uri.authority(host.as_bytes());
+        }
+        if let Some(path) = request.uri().path_and_query() {
+            uri = uri.path_and_query(path.clone());
+        }
+        if let Ok(uri) = uri.build() {
+            *request.uri_mut() = uri;
+        }
+        *request.version_mut() = Version::HTTP_2;
+    } else {
+        *request.version_mut() = Version::HTTP_11;
+    }
+}
+
+/// RFC 9110, 9.2.2.
+fn is_idempotent(method: &Method) -> bool {
+    [Method::GET, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE, Method::TRACE].contains(method)
+}

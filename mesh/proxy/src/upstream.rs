@@ -1,0 +1,320 @@
+//! Connections to backends: opened where their network is, used again, closed when their backend goes.
+//!
+//! Each worker has its own, so nothing here is locked.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    fmt,
+    future::Future,
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use swarmesh_router::model::{BackendProtocol, BackendTls, Upstream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
+use tokio_rustls::client::TlsStream;
+
+use crate::{
+    config::{Sizes, Times},
+    endpoint::{Dialer, Endpoint},
+    http::body::RequestBody,
+    tls::{self, UpstreamTls, UpstreamTlsError},
+};
+
+/// Why there is no connection to a backend.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error("this node has no namespace in the backend's network")]
+    NoFoothold,
+    #[error("no socket can be opened: {0}")]
+    Socket(#[source] io::Error),
+    #[error("not connected: {0}")]
+    Connect(#[source] io::Error),
+    #[error("not connected within {0:?}")]
+    TimedOut(Duration),
+    #[error("the name is not resolved: {0}")]
+    Name(#[source] io::Error),
+    #[error("the backend does not speak HTTP: {0}")]
+    Handshake(#[source] hyper::Error),
+    #[error(transparent)]
+    Tls(#[from] UpstreamTlsError),
+}
+
+/// One worker's connections to all backends.
+pub(crate) struct Upstreams {
+    dialer: Arc<dyn Dialer>,
+    tls: Arc<UpstreamTls>,
+    sizes: Sizes,
+    idle_time: Duration,
+    http1: RefCell<HashMap<u64, Vec<Idle>>>,
+    /// One connection carries all requests.
+    http2: RefCell<HashMap<u64, (Arc<Endpoint>, http2::SendRequest<RequestBody>)>>,
+}
+
+impl fmt::Debug for Upstreams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstreams").finish_non_exhaustive()
+    }
+}
+
+struct Idle {
+    lease: Lease,
+    since: Instant,
+}
+
+/// A connection that is one request's for now.
+pub(crate) struct Lease {
+    endpoint: Arc<Endpoint>,
+    sender: Sender,
+    /// It has carried a request before: the backend may be about to close it.
+    pub(crate) is_reused: bool,
+    /// Nobody else may have it.
+    is_private: bool,
+}
+
+enum Sender {
+    Http1(http1::SendRequest<RequestBody>),
+    Http2(http2::SendRequest<RequestBody>),
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").field("endpoint", &self.endpoint.id).field("is_reused", &self.is_reused).finish_non_exhaustive()
+    }
+}
+
+/// A request that has no answer, and itself if no byte of it was sent.
+#[derive(Debug)]
+pub(crate) struct SendError {
+    pub(crate) error: hyper::Error,
+    pub(crate) unsent: Option<Request<RequestBody>>,
+}
+
+/// How a connection is to be.
+#[derive(Debug)]
+pub(crate) struct Wanted<'a> {
+    /// The request's host, for TLS.
+    pub(crate) host: &'a str,
+    pub(crate) connect_time: Duration,
+    /// Never an idle one: what waits idle may have been closed.
+    pub(crate) fresh: bool,
+    /// What the backend is told before the first byte; such a connection is this client's alone.
+    pub(crate) preface: Option<Vec<u8>>,
+    pub(crate) private: bool,
+}
+
+impl Upstreams {
+    pub(crate) fn new(dialer: Arc<dyn Dialer>, tls: Arc<UpstreamTls>, times: &Times, sizes: Sizes) -> Self {
+        Self { dialer, tls, sizes, idle_time: times.upstream_idle, http1: RefCell::default(), http2: RefCell::default() }
+    }
+
+    pub(crate) async fn connection(&self, endpoint: &Arc<Endpoint>, wanted: &Wanted<'_>) -> Result<Lease, ConnectError> {
+        let is_private = wanted.private || wanted.preface.is_some();
+        if !wanted.fresh && !is_private {
+            if let Some(lease) = self.idle(endpoint).await {
+                return Ok(lease);
+            }
+        }
+        let stream = self.connect(endpoint, wanted).await?;
+        let sender = match &endpoint.tls {
+            None if endpoint.protocol == BackendProtocol::H2c => Sender::Http2(self.handshake2(endpoint, stream, is_private).await?),
+            None => Sender::Http1(self.handshake1(stream).await?),
+            Some(how) => {
+                let stream = self.secure(endpoint, how, stream, wanted).await?;
+                if tls::is_http2(stream.get_ref().1) {
+                    Sender::Http2(self.handshake2(endpoint, stream, is_private).await?)
+                } else {
+                    Sender::Http1(self.handshake1(stream).await?)
+                }
+            }
+        };
+        Ok(Lease { endpoint: Arc::clone(endpoint), sender, is_reused: false, is_private })
+    }
+
+    async fn idle(&self, endpoint: &Arc<Endpoint>) -> Option<Lease> {
+        if endpoint.protocol != BackendProtocol::Http1 {
+            let held = self.http2.borrow().get(&endpoint.id).filter(|(_, s)| !s.is_closed()).map(|(e, s)| (Arc::clone(e), s.clone()));
+            if let Some((endpoint, mut sender)) = held
+                && sender.ready().await.is_ok()
+            {
+                return Some(Lease { endpoint, sender: Sender::Http2(sender), is_reused: true, is_private: false });
+            }
+        }
+        loop {
+            // The last one in is the one that is least likely to be closed.
+            let mut idle = self.http1.borrow_mut().get_mut(&endpoint.id)?.pop()?;
+            let usable = idle.since.elapsed() < self.idle_time && idle.lease.is_ready().await;
+            if usable {
+                return Some(idle.lease);
+            }
+        }
+    }
+
+    /// For the next request, if it is still open.
+    pub(crate) fn give_back(&self, mut lease: Lease) {
+        lease.is_reused = true;
+        let closed = match &lease.sender {
+            Sender::Http1(sender) => sender.is_closed(),
+            Sender::Http2(_) => true,
+        };
+        if closed || lease.is_private || lease.endpoint.is_gone() {
+            return;
+        }
+        let mut all = self.http1.borrow_mut();
+        let idle = all.entry(lease.endpoint.id).or_default();
+        if idle.len() < self.sizes.idle {
+            idle.push(Idle { lease, since: Instant::now() });
+        }
+    }
+
+    /// Closes what has been idle for too long, and what leads to backends that are gone.
+    pub(crate) fn sweep(&self, now: Instant) {
+        self.http1.borrow_mut().retain(|_, idle| {
+            idle.retain(|i| !i.lease.endpoint.is_gone() && now.saturating_duration_since(i.since) < self.idle_time);
+            !idle.is_empty()
+        });
+        self.http2.borrow_mut().retain(|_, (endpoint, sender)| !endpoint.is_gone() && !sender.is_closed());
+    }
+
+    /// A connected TCP stream, without anything said on it.
+    pub(crate) async fn connect(&self, endpoint: &Endpoint, wanted: &Wanted<'_>) -> Result<TcpStream, ConnectError> {
+        let connecting = async {
+            let mut failed = None;
+            for to in addresses(&endpoint.upstream).await? {
+                match self.connect_to(endpoint, to).await {
+                    Ok(stream) => return Ok(stream),
+                    Err(error) => failed = Some(error),
+                }
+            }
+            Err(failed.unwrap_or_else(|| ConnectError::Name(io::ErrorKind::NotFound.into())))
+        };
+        let mut stream = timeout(wanted.connect_time, connecting).await.map_err(|_| ConnectError::TimedOut(wanted.connect_time))??;
+        if let Some(preface) = &wanted.preface {
+            tokio::io::AsyncWriteExt::write_all(&mut stream, preface).await.map_err(ConnectError::Connect)?;
+        }
+        Ok(stream)
+    }
+
+    async fn connect_to(&self, endpoint: &Endpoint, to: SocketAddr) -> Result<TcpStream, ConnectError> {
+        let sandbox = match &endpoint.foothold {
+            Some(foothold) => Some(foothold.sandbox.load_full().ok_or(ConnectError::NoFoothold)?),
+            None => None,
+        };
+        let socket = self.dialer.socket(sandbox.as_ref().map(|p| p.as_path()), to).map_err(ConnectError::Socket)?;
+        socket.set_tcp_nodelay(true).map_err(ConnectError::Socket)?;
+        TcpSocket::from_std_stream(socket.into()).connect(to).await.map_err(ConnectError::Connect)
+    }
+
+    async fn secure(
+        &self,
+        endpoint: &Endpoint,
+        how: &BackendTls,
+        stream: TcpStream,
+        wanted: &Wanted<'_>,
+    ) -> Result<TlsStream<TcpStream>, ConnectError> {
+        let address = stream.peer_addr().map_err(ConnectError::Connect)?.ip();
+        let name = tls::server_name(how, Some(wanted.host), address)?;
+        let config = self.tls.config(how, endpoint.protocol)?;
+        let deadline = tokio::time::Instant::now() + wanted.connect_time;
+        Ok(tls::connect(config, name, stream, deadline).await?)
+    }
+
+    async fn handshake1<S>(&self, stream: S) -> Result<http1::SendRequest<RequestBody>, ConnectError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(self.sizes.head.max(8192));
+        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(ConnectError::Handshake)?;
+        tokio::task::spawn_local(async move {
+            // How it ended, its requests know.
+            let _ = connection.with_upgrades().await;
+        });
+        Ok(sender)
+    }
+
+    async fn handshake2<S>(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        stream: S,
+        is_private: bool,
+    ) -> Result<http2::SendRequest<RequestBody>, ConnectError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let mut builder = http2::Builder::new(LocalExecutor);
+        builder.timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(20)).keep_alive_timeout(Duration::from_secs(10));
+        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(ConnectError::Handshake)?;
+        tokio::task::spawn_local(async move {
+            // As above.
+            let _ = connection.await;
+        });
+        if !is_private {
+            self.http2.borrow_mut().insert(endpoint.id, (Arc::clone(endpoint), sender.clone()));
+        }
+        Ok(sender)
+    }
+}
+
+async fn addresses(of: &Upstream) -> Result<Vec<SocketAddr>, ConnectError> {
+    Ok(match of {
+        Upstream::Task { address, port, .. } | Upstream::Vip { address, port, .. } | Upstream::Published { address, port, .. } => {
+            vec![SocketAddr::new(*address, *port)]
+        }
+        Upstream::Host { name, port } => tokio::net::lookup_host((name.as_str(), *port)).await.map_err(ConnectError::Name)?.collect(),
+    })
+}
+
+impl Lease {
+    async fn is_ready(&mut self) -> bool {
+        match &mut self.sender {
+            Sender::Http1(sender) => sender.ready().await.is_ok(),
+            Sender::Http2(sender) => sender.ready().await.is_ok(),
+        }
+    }
+
+    pub(crate) const fn is_http2(&self) -> bool {
+        matches!(self.sender, Sender::Http2(_))
+    }
+
+    pub(crate) async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, SendError> {
+        let sent = match &mut self.sender {
+            Sender::Http1(sender) => sender.try_send_request(request).await,
+            Sender::Http2(sender) => sender.try_send_request(request).await,
+        };
+        sent.map_err(|mut error| SendError { unsent: error.take_message(), error: error.into_error() })
+    }
+}
+
+/// Runs what HTTP/2 needs beside a connection on the worker that has the connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LocalExecutor;
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
+
+/// Closes old connections each second while the worker lives.
+pub(crate) async fn sweep(upstreams: Rc<Upstreams>) {
+    let mut second = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        second.tick().await;
+        upstreams.sweep(Instant::now());
+    }
+}

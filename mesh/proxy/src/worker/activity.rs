@@ -1,0 +1,177 @@
+//! Whether a client's connection is idle, sends a request's head, or waits for an answer, and since when.
+//!
+//! One look at it every few seconds takes the place of a timer for each request.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::sleep,
+};
+
+#[derive(Debug)]
+pub(crate) struct Activity {
+    opened: Instant,
+    /// Requests that have no whole answer yet.
+    busy: AtomicU32,
+    /// Milliseconds after `opened`, when the connection became idle.
+    idle_since: AtomicU64,
+    /// Milliseconds after `opened`, when the first byte of a head came; 0 if none has.
+    head_since: AtomicU64,
+    /// Heads do not come one by one, and what is read may be anything.
+    is_http2: AtomicBool,
+}
+
+/// Why a connection is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Overdue {
+    /// Nothing was asked for too long.
+    Idle,
+    /// A head does not end.
+    Head,
+}
+
+/// A request that is under way.
+#[derive(Debug)]
+pub(crate) struct UnderWay(Arc<Activity>);
+
+impl Activity {
+    pub(crate) fn new() -> Self {
+        Self {
+            opened: Instant::now(),
+            busy: AtomicU32::new(0),
+            idle_since: AtomicU64::new(0),
+            head_since: AtomicU64::new(0),
+            is_http2: AtomicBool::new(false),
+        }
+    }
+
+    /// At least 1.
+    fn now(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+    }
+
+    pub(crate) fn set_http2(&self) {
+        self.is_http2.store(true, Ordering::Relaxed);
+        self.head_since.store(0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn begin(self: &Arc<Self>) -> UnderWay {
+        self.busy.fetch_add(1, Ordering::Relaxed);
+        self.head_since.store(0, Ordering::Relaxed);
+        UnderWay(Arc::clone(self))
+    }
+
+    fn has_read(&self) {
+        if !self.is_http2.load(Ordering::Relaxed) && self.busy.load(Ordering::Relaxed) == 0 && self.head_since.load(Ordering::Relaxed) == 0
+        {
+            self.head_since.store(self.now(), Ordering::Relaxed);
+        }
+    }
+
+    /// What is overdue now, or when to look again.
+    fn look(&self, head: Duration, idle: Duration) -> Result<Duration, Overdue> {
+        let now = Duration::from_millis(self.now());
+        let since = |at: &AtomicU64| now.saturating_sub(Duration::from_millis(at.load(Ordering::Relaxed)));
+        if self.busy.load(Ordering::Relaxed) > 0 {
+            return Ok(head);
+        }
+        if self.head_since.load(Ordering::Relaxed) != 0 {
+            return head.checked_sub(since(&self.head_since)).filter(|left| !left.is_zero()).ok_or(Overdue::Head);
+        }
+        let left = idle.checked_sub(since(&self.idle_since)).filter(|left| !left.is_zero()).ok_or(Overdue::Idle)?;
+        Ok(left.min(head))
+    }
+
+    /// Returns when something is overdue.
+    pub(crate) async fn overdue(&self, head: Duration, idle: Duration) -> Overdue {
+        loop {
+            match self.look(head, idle) {
+                Ok(pause) => sleep(pause.max(Duration::from_millis(10))).await,
+                Err(overdue) => return overdue,
+            }
+        }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.idle_since.store(self.0.now(), Ordering::Relaxed);
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A stream that tells of what it reads.
+#[derive(Debug)]
+pub(crate) struct Watched<S> {
+    stream: S,
+    activity: Arc<Activity>,
+}
+
+impl<S> Watched<S> {
+    pub(crate) const fn new(stream: S, activity: Arc<Activity>) -> Self {
+        Self { stream, activity }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let outcome = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if buffer.filled().len() > before {
+            self.activity.has_read();
+        }
+        outcome
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_overdue_is_told() {
+        let activity = Arc::new(Activity::new());
+        let (head, idle) = (Duration::from_secs(10), Duration::from_secs(60));
+        assert!(activity.look(head, idle).unwrap() <= head);
+        assert_eq!(activity.look(head, Duration::ZERO), Err(Overdue::Idle));
+        activity.has_read();
+        assert!(activity.look(head, Duration::ZERO).is_ok(), "a head is coming");
+        assert_eq!(activity.look(Duration::ZERO, idle), Err(Overdue::Head));
+        let busy = activity.begin();
+        assert!(activity.look(Duration::ZERO, Duration::ZERO).is_ok());
+        drop(busy);
+        assert_eq!(activity.look(head, Duration::ZERO), Err(Overdue::Idle));
+    }
+}

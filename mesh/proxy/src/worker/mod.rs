@@ -1,0 +1,237 @@
+//! Workers: one thread and one single-threaded runtime each, with listeners and connections to backends of its own.
+
+pub(crate) mod activity;
+mod connection;
+mod listen;
+
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::LocalSet,
+    time::{sleep, timeout},
+};
+
+use self::listen::Count;
+use crate::{
+    auth::{AuthError, Gate, Verifier},
+    config::Config,
+    endpoint::Dialer,
+    metrics::ProxyCounts,
+    routing::Routing,
+    tls::{Certificates, ClientAuthorities, ConfigError, Directories, UpstreamTls, server_config},
+    upstream::{Upstreams, sweep},
+};
+
+/// What all workers and the rest of the agent see.
+#[derive(Debug)]
+pub struct Shared {
+    pub(crate) routing: ArcSwap<Routing>,
+    pub counts: ProxyCounts,
+    pub(crate) verifier: Verifier,
+    /// The node's own users, if it has any.
+    pub(crate) node_gate: Option<Arc<Gate>>,
+    pub certificates: Arc<Certificates>,
+    pub(crate) tls: Arc<ServerConfig>,
+    pub backend_tls: Arc<UpstreamTls>,
+}
+
+impl Shared {
+    /// The routes that are served now.
+    pub fn routing(&self) -> Arc<Routing> {
+        self.routing.load_full()
+    }
+
+    /// Serves these routes from now on. Reads the files of certificates that are new.
+    pub fn set_routing(&self, routing: Routing) {
+        // First: nobody is to be sent to TLS that is not there yet.
+        self.certificates.update(Arc::clone(&routing.table));
+        self.routing.store(Arc::new(routing));
+    }
+}
+
+/// Why the proxy does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    #[error("cannot listen on {address}: {error}; stop what listens there, or choose another address")]
+    Listen { address: SocketAddr, error: io::Error },
+    #[error("cannot start a worker: {0}")]
+    Start(#[source] io::Error),
+    #[error(transparent)]
+    Tls(#[from] ConfigError),
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+}
+
+/// One worker's own.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) config: Arc<Config>,
+    pub(crate) upstreams: Rc<Upstreams>,
+    /// Turns true when the proxy is to end.
+    pub(crate) drain: watch::Receiver<bool>,
+    /// Of clients, with the tunnels that became of them.
+    pub(crate) connections: Count,
+}
+
+/// How a listener's connections begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    Tls,
+}
+
+/// A running proxy.
+#[derive(Debug)]
+pub struct Proxy {
+    shared: Arc<Shared>,
+    drain: watch::Sender<bool>,
+    threads: Vec<JoinHandle<()>>,
+    addresses: Vec<SocketAddr>,
+}
+
+impl Proxy {
+    /// Listens and serves. Without routes, everything is answered 503.
+    pub fn start(config: Config, dialer: Arc<dyn Dialer>) -> Result<Self, ProxyError> {
+        let workers = match config.workers {
+            0 => thread::available_parallelism().map_or(1, usize::from),
+            workers => workers,
+        };
+        let directories = Directories { secrets: config.secrets_dir.clone(), certificates: config.certificates_dir.clone() };
+        let certificates = Arc::new(Certificates::new(directories, config.default_certificate.clone()));
+        let clients = config.client_authorities.as_deref().map(ClientAuthorities::read).transpose()?;
+        let tls = server_config(Arc::clone(&certificates), clients)?;
+        let shared = Arc::new(Shared {
+            routing: ArcSwap::default(),
+            counts: ProxyCounts::default(),
+            // Hashing takes a whole core for a while; the workers need theirs.
+            verifier: Verifier::new(workers.div_ceil(2))?,
+            node_gate: Gate::node(NODE_REALM, config.node_users()),
+            certificates,
+            tls,
+            backend_tls: Arc::new(UpstreamTls::new(config.backend_authorities.clone())?),
+        });
+        let config = Arc::new(config);
+        let (drain, drains) = watch::channel(false);
+        let mut listeners: Vec<Vec<(Kind, std::net::TcpListener)>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut addresses = Vec::new();
+        let wanted = config.http.iter().map(|a| (Kind::Plain, *a)).chain(config.https.iter().map(|a| (Kind::Tls, *a)));
+        for (kind, address) in wanted {
+            // Port 0 is chosen once for all workers.
+            let mut address = address;
+            for own in &mut listeners {
+                let listener = listen::open(address).map_err(|error| ProxyError::Listen { address, error })?;
+                address = listener.local_addr().map_err(|error| ProxyError::Listen { address, error })?;
+                own.push((kind, listener));
+            }
+            addresses.push(address);
+        }
+        let mut threads = Vec::new();
+        for (number, listeners) in listeners.into_iter().enumerate() {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ProxyError::Start)?;
+            let (shared, config, dialer, drain) = (Arc::clone(&shared), Arc::clone(&config), Arc::clone(&dialer), drains.clone());
+            let work = move || {
+                let upstreams = Rc::new(Upstreams::new(dialer, Arc::clone(&shared.backend_tls), &config.times, config.sizes));
+                let connections = Count::new(config.sizes.connections);
+                let worker = Rc::new(Worker { shared, config, upstreams, drain, connections });
+                LocalSet::new().block_on(&runtime, worker.run(listeners));
+            };
+            threads.push(thread::Builder::new().name(format!("proxy-{number}")).spawn(work).map_err(ProxyError::Start)?);
+        }
+        let (shared_files, ends) = (Arc::clone(&shared), drains);
+        let look = move || watch_files(&shared_files, &ends);
+        threads.push(thread::Builder::new().name("proxy-files".to_owned()).spawn(look).map_err(ProxyError::Start)?);
+        Ok(Self { shared, drain, threads, addresses })
+    }
+
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Where it listens: `http`, then `https`, each in the configuration's order.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Takes no new connections, lets requests end, and returns when they have or the workers' patience is over.
+    pub fn stop(self) {
+        // Workers that have ended already need not hear it.
+        let _ = self.drain.send(true);
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a worker of the proxy ended by a panic");
+            }
+        }
+    }
+}
+
+/// What a browser shows who asks.
+const NODE_REALM: &str = "swarmesh";
+
+/// Reads certificates again when their files change.
+fn watch_files(shared: &Shared, ends: &watch::Receiver<bool>) {
+    const EVERY: Duration = Duration::from_secs(1);
+    const STEP: Duration = Duration::from_millis(100);
+    let mut due = Instant::now() + EVERY;
+    // Waking ten times a second costs nothing that could be measured, and the end need not wait.
+    while !*ends.borrow() && ends.has_changed().is_ok() {
+        thread::sleep(STEP);
+        if Instant::now() >= due {
+            if shared.certificates.refresh() {
+                tracing::info!("certificates were read again");
+            }
+            match shared.backend_tls.refresh() {
+                Ok(false) => {}
+                Ok(true) => tracing::info!("the CAs of backends were read again"),
+                Err(error) => tracing::warn!(%error, "the CAs of backends stay as they were"),
+            }
+            due = Instant::now() + EVERY;
+        }
+    }
+}
+
+/// How long requests that are under way may take when the proxy ends.
+const LAST_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Worker {
+    async fn run(self: Rc<Self>, listeners: Vec<(Kind, std::net::TcpListener)>) {
+        tokio::task::spawn_local(sweep(Rc::clone(&self.upstreams)));
+        let mut accepting = Vec::new();
+        for (kind, listener) in listeners {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => {
+                    accepting.push(tokio::task::spawn_local(listen::accept(Rc::clone(&self), kind, listener)));
+                }
+                Err(error) => tracing::error!(%error, "a worker cannot use its listener"),
+            }
+        }
+        let mut drain = self.drain.clone();
+        // An error is a proxy that is gone, which is no less a reason to end.
+        let _ = drain.wait_for(|drain| *drain).await;
+        for accepting in accepting {
+            accepting.abort();
+        }
+        if timeout(LAST_PATIENCE, self.connections.none_left()).await.is_err() {
+            tracing::warn!(left = self.connections.open(), "connections are cut at the end");
+        }
+    }
+
+    /// Returns when the proxy ends and what still runs has had its time.
+    pub(crate) async fn patience_is_over(&self) {
+        let mut drain = self.drain.clone();
+        // As above.
+        let _ = drain.wait_for(|drain| *drain).await;
+        sleep(LAST_PATIENCE - Duration::from_secs(1)).await;
+    }
+}

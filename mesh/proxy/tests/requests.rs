@@ -1,0 +1,263 @@
+//! Requests through the proxy: where they go, what backends see, and what becomes of them when backends fail.
+
+mod common;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use common::{Reply, Seen, Stage, ok, with_status};
+use swarmesh_proxy::Config;
+use swarmesh_router::model::{
+    Action, Ejection, Filter, ForwardHeaders, ForwardedProto, Match, PathMatch, Redirect, RedirectCode, RedirectTarget, RetryOn, Stickiness,
+};
+
+fn who(seen: &Seen) -> Reply {
+    ok(&format!("{} {}", seen.by, seen.line))
+}
+
+fn stage() -> Stage {
+    Stage::new(Config::default())
+}
+
+#[test]
+fn a_request_goes_where_its_route_says_and_others_are_told_503() {
+    let stage = stage().service("web", 1, who).route(Match::host("a.example"), "web", |_| {});
+    assert_eq!(stage.get("a.example", "/x?y=1").body, "web.0 GET /x?y=1 HTTP/1.1");
+    assert_eq!(stage.get("A.Example.:80", "/").status, 200);
+    assert_eq!(stage.get("b.example", "/").status, 503);
+    let seen = stage.seen("web");
+    assert_eq!(seen[0].header("host"), Some("a.example"));
+    assert_eq!(seen[0].header("connection"), None);
+}
+
+#[test]
+fn requests_of_many_clients_share_few_connections_to_a_backend() {
+    let stage = stage().service("web", 1, who).route(Match::host("a"), "web", |_| {});
+    for _ in 0..20 {
+        assert_eq!(stage.get("a", "/").status, 200);
+    }
+    assert_eq!(stage.backends["web"][0].connections.load(std::sync::atomic::Ordering::Relaxed), 1);
+    // Several requests of one connection, sent at once.
+    let mut client = stage.connect();
+    client.send("GET /1 HTTP/1.1\r\nHost: a\r\n\r\n".repeat(3));
+    for _ in 0..3 {
+        assert_eq!(client.answer().unwrap().body, "web.0 GET /1 HTTP/1.1");
+    }
+}
+
+#[test]
+fn tasks_take_turns_and_those_that_refuse_are_passed_over() {
+    let stage = stage().service("web", 3, who).dead_task("web").route(Match::host("a"), "web", |_| {});
+    let mut count = BTreeMap::new();
+    for _ in 0..30 {
+        let answer = stage.get("a", "/");
+        assert_eq!(answer.status, 200);
+        *count.entry(answer.body).or_insert(0) += 1;
+    }
+    assert_eq!(count.len(), 3, "{count:?}");
+    assert!(count.values().all(|n| (7..=15).contains(n)), "{count:?}");
+}
+
+#[test]
+fn a_body_arrives_whole_whichever_way_it_is_framed() {
+    let stage = stage().service("web", 1, |seen| ok(&format!("{}", seen.body.len()))).route(Match::host("a"), "web", |_| {});
+    let body = "x".repeat(100_000);
+    let length = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    assert_eq!(stage.ask(length).body, "100000");
+    let chunked = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n186a0\r\n{body}\r\n0\r\n\r\n");
+    assert_eq!(stage.ask(chunked).body, "100000");
+    let expecting = "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc";
+    assert_eq!(stage.ask(expecting).body, "3");
+    assert!(stage.seen("web").iter().all(|seen| seen.header("expect").is_none()));
+}
+
+#[test]
+fn a_body_that_is_too_long_is_refused() {
+    let limited = |route: &mut swarmesh_router::Route| route.policy.limits.body = Some(10);
+    let stage = stage().service("web", 1, who).route(Match::host("a"), "web", limited);
+    assert_eq!(stage.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\n01234567890").status, 413);
+    assert_eq!(stage.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n0123456789").status, 200);
+    assert_eq!(stage.seen("web").len(), 1);
+}
+
+#[test]
+fn a_backend_learns_who_asks_and_believes_only_us() {
+    let forward = Filter::Forward(ForwardHeaders {
+        forwarded_for: true,
+        real_ip: true,
+        proto: Some(ForwardedProto::Pass),
+        port: true,
+        request_id: true,
+    });
+    let request = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: https\r\nX-Real-IP: 192.0.2.1\r\nForwarded: for=192.0.2.1\r\n\r\n";
+    for trusted in [false, true] {
+        let config = Config { trusted: if trusted { vec!["127.0.0.0/8".parse().unwrap()] } else { vec![] }, ..Config::default() };
+        let filter = forward.clone();
+        let stage = Stage::new(config).service("web", 1, who).route(Match::host("a"), "web", |route| route.filters.push(filter));
+        stage.ask(request);
+        let seen = stage.seen("web").remove(0);
+        let expected = if trusted { "192.0.2.1, 127.0.0.1" } else { "127.0.0.1" };
+        assert_eq!(seen.headers("x-forwarded-for"), [expected]);
+        assert_eq!(seen.header("x-forwarded-proto"), Some(if trusted { "https" } else { "http" }));
+        assert_eq!(seen.header("x-real-ip"), Some(if trusted { "192.0.2.1" } else { "127.0.0.1" }));
+        assert_eq!(seen.header("forwarded"), trusted.then_some("for=192.0.2.1, for=127.0.0.1;proto=http"));
+        assert_eq!(seen.header("x-forwarded-port"), Some(stage.address().port().to_string().as_str()));
+        assert_eq!(seen.header("x-request-id").map(str::len), Some(32));
+    }
+}
+
+#[test]
+fn redirects_and_refusals_are_answered_here() {
+    let redirect = |code, to| Action::Redirect(Redirect { code, to });
+    let stage = stage()
+        .service("web", 1, who)
+        .route(Match::host("old"), "web", |r| {
+            r.action = redirect(RedirectCode::MovedPermanently, RedirectTarget::Before("http://new".into()))
+        })
+        .route(Match::host("gone"), "web", |r| r.action = Action::Status(410))
+        .route(Match::host("safe"), "web", |r| r.filters.push(Filter::HttpsOnly(RedirectCode::Permanent)))
+        .route(Match::host("read"), "web", |r| r.filters.push(Filter::AllowMethods(vec!["GET".into()])));
+    let answer = stage.get("old", "/x?y");
+    assert_eq!((answer.status, answer.header("location")), (301, Some("http://new/x?y")));
+    assert_eq!(stage.get("gone", "/").status, 410);
+    let answer = stage.get("safe:8080", "/x");
+    assert_eq!((answer.status, answer.header("location")), (308, Some("https://safe/x")));
+    assert_eq!(stage.get("read", "/").status, 200);
+    assert_eq!(stage.ask("DELETE / HTTP/1.1\r\nHost: read\r\n\r\n").status, 403);
+    assert_eq!(stage.seen("web").len(), 1);
+}
+
+#[test]
+fn a_websocket_is_a_tunnel_without_being_listed() {
+    let upgrade = |_: &Seen| Reply::Echo(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n".to_vec());
+    let stage = stage().service("web", 1, upgrade).route(Match::host("a"), "web", |_| {});
+    let mut client = stage.connect();
+    client.send("GET /ws HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n");
+    let answer = client.answer().unwrap();
+    assert_eq!((answer.status, answer.header("upgrade")), (101, Some("websocket")));
+    for word in ["hello", "again"] {
+        client.send(word);
+        assert_eq!(client.read_exactly(5).unwrap(), word.as_bytes());
+    }
+    let seen = stage.seen("web").remove(0);
+    assert_eq!((seen.header("upgrade"), seen.header("sec-websocket-key")), (Some("websocket"), Some("x")));
+    // A backend that was not asked to must not.
+    assert_eq!(stage.get("a", "/").status, 502);
+}
+
+#[test]
+fn what_fails_before_an_answer_is_tried_elsewhere_if_it_can_be() {
+    // The second request of a connection finds it closed, as after a backend's own idle time.
+    let stage =
+        stage().service("web", 1, |seen| if seen.number > 1 { Reply::Close } else { who(seen) }).route(Match::host("a"), "web", |_| {});
+    for _ in 0..5 {
+        assert_eq!(stage.get("a", "/").status, 200);
+    }
+    // One that changes something is not sent twice: it may have been done.
+    stage.get("a", "/");
+    let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx";
+    assert_eq!(stage.ask(post).status, 502);
+    let posts = stage.seen("web").iter().filter(|seen| seen.line.starts_with("POST")).count();
+    assert_eq!(posts, 1);
+}
+
+#[test]
+fn retries_follow_the_route() {
+    let broken = |seen: &Seen| if seen.by.ends_with('0') { with_status("503 Unavailable", "no") } else { who(seen) };
+    let plain = stage().service("web", 2, broken).route(Match::host("a"), "web", |_| {});
+    let statuses: Vec<u16> = (0..4).map(|_| plain.get("a", "/").status).collect();
+    assert_eq!(statuses.iter().filter(|s| **s == 503).count(), 2, "{statuses:?}");
+    let again =
+        stage().service("web", 2, broken).route(Match::host("a"), "web", |route| route.policy.retries.on.push(RetryOn::Status(503)));
+    for _ in 0..4 {
+        assert_eq!(again.get("a", "/").status, 200);
+    }
+    // With nobody else to ask, the backend's own answer is the answer.
+    let alone =
+        stage().service("web", 1, broken).route(Match::host("a"), "web", |route| route.policy.retries.on.push(RetryOn::Status(503)));
+    let answer = alone.get("a", "/");
+    assert_eq!((answer.status, answer.body.as_str()), (503, "no"));
+    let never =
+        stage().service("web", 1, who).dead_task("web").route(Match::host("a"), "web", |route| route.policy.retries.attempts = Some(0));
+    let statuses: Vec<u16> = (0..2).map(|_| never.get("a", "/").status).collect();
+    assert!(statuses.contains(&502) && statuses.contains(&200), "{statuses:?}");
+}
+
+#[test]
+fn a_backend_that_fails_is_left_out_for_a_while() {
+    let broken = |seen: &Seen| if seen.by.ends_with('0') { Reply::Close } else { who(seen) };
+    let stage = stage().service("web", 2, broken).route(Match::host("a"), "web", |route| {
+        route.policy.ejection = Some(Ejection { failures: 1, time: Duration::from_secs(60) });
+    });
+    let statuses: Vec<u16> = (0..10).map(|_| stage.get("a", "/").status).collect();
+    assert_eq!(statuses.iter().filter(|s| **s != 200).count(), 1, "{statuses:?}");
+}
+
+#[test]
+fn silence_is_a_504_and_nobody_a_503() {
+    let stage = stage()
+        .service("slow", 1, |_| Reply::Silence(Duration::from_secs(5)))
+        .route(Match::host("slow"), "slow", |route| route.policy.timeouts.server = Some(Duration::from_millis(200)))
+        .route(Match::host("none"), "none", |_| {})
+        .dead_task("dead");
+    let stage = stage.route(Match::host("dead"), "dead", |_| {});
+    assert_eq!(stage.get("slow", "/").status, 504);
+    assert_eq!(stage.get("none", "/").status, 503);
+    assert_eq!(stage.get("dead", "/").status, 502);
+}
+
+#[test]
+fn a_client_comes_back_to_its_task_by_an_inserted_cookie() {
+    let sticky = |route: &mut swarmesh_router::Route| {
+        if let Action::Forward(set) = &mut route.action {
+            set.stickiness = Some(Stickiness::InsertCookie("session".into()));
+        }
+    };
+    let mut stage = stage().service("web", 3, who).route(Match::host("a"), "web", sticky);
+    let first = stage.get("a", "/");
+    let cookie = first.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+    let request = format!("GET / HTTP/1.1\r\nHost: a\r\nCookie: other=1; {cookie}\r\n\r\n");
+    for _ in 0..6 {
+        let again = stage.ask(&request);
+        assert_eq!(again.body, first.body);
+        assert_eq!(again.header("set-cookie"), None);
+    }
+    // Its task goes: another one, and another cookie.
+    let gone = first.body.split(' ').next().unwrap().trim_start_matches("web.").parse::<usize>().unwrap();
+    stage.services.0.get_mut("web").unwrap()[gone] = stage.services.0["web"][(gone + 1) % 3];
+    let left = stage.services.0["web"].clone();
+    stage.services.0.insert("web".into(), left);
+    stage.apply();
+    let after = stage.ask(&request);
+    assert_eq!(after.status, 200);
+}
+
+#[test]
+fn routes_change_under_open_connections() {
+    let mut stage = stage().service("web", 1, who).service("new", 1, who).route(Match::host("a"), "web", |_| {});
+    let mut client = stage.connect();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert!(client.answer().unwrap().body.starts_with("web.0"));
+    stage.routes.clear();
+    let stage = stage.route(Match { paths: vec![PathMatch::prefix("/")], ..Match::host("a") }, "new", |_| {});
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert!(client.answer().unwrap().body.starts_with("new.0"));
+    drop(stage);
+}
+
+#[test]
+fn the_end_lets_requests_finish() {
+    let slow = |seen: &Seen| {
+        std::thread::sleep(Duration::from_millis(500));
+        who(seen)
+    };
+    let mut stage = stage().service("web", 1, slow).route(Match::host("a"), "web", |_| {});
+    let mut client = stage.connect();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    std::thread::sleep(Duration::from_millis(100));
+    let address = stage.address();
+    let proxy = stage.proxy.take().unwrap();
+    let ending = std::thread::spawn(move || proxy.stop());
+    assert_eq!(client.answer().unwrap().status, 200);
+    ending.join().unwrap();
+    assert!(std::net::TcpStream::connect(address).is_err(), "still listening");
+}
