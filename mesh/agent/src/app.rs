@@ -3,6 +3,7 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use swarmesh_dataplane::{NetfilterPlane, PlaneConfig};
+use swarmesh_proxy::ProxyError;
 use swarmesh_source::{SourceError, SourceSpec};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -10,10 +11,10 @@ use tokio::{
 };
 
 use crate::{
-    NameSettings, Names, NamesError, Store,
+    NameSettings, Names, NamesError, Router, Store,
     admin::{self, BindError, Listener},
     choice::{self, ChoiceError},
-    config::{Config, PlaneChoice},
+    config::{Config, PlaneChoice, RouterConfig},
     engine::{Engine, EngineError, Resolver, Settings},
     notify::notify,
     privilege::{self, Unprivileged},
@@ -33,8 +34,6 @@ pub enum AgentError {
     Source(#[from] SourceError),
     #[error("the source has ended, so the agent would see no change any more")]
     SourceEnded,
-    #[error("--http and --https are not in this version: its routes are shown and not served; leave them off")]
-    NoProxy,
     #[error(transparent)]
     Unprivileged(#[from] Unprivileged),
     #[error(transparent)]
@@ -43,6 +42,8 @@ pub enum AgentError {
     Engine(#[from] EngineError),
     #[error(transparent)]
     Names(#[from] NamesError),
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
     #[error("cannot start: {0}")]
     Runtime(#[from] std::io::Error),
 }
@@ -61,10 +62,6 @@ fn check(config: &Config) -> Result<(), AgentError> {
     }
     if let SourceSpec::Upstream | SourceSpec::Auto { .. } = config.source {
         return Err(SourceError::NotAvailable { source_spec: config.source.to_string() }.into());
-    }
-    // Its place until there is one: a listener that is silently not there would be worse.
-    if !config.router.listeners.is_empty() {
-        return Err(AgentError::NoProxy);
     }
     Ok(privilege::check()?)
 }
@@ -110,7 +107,7 @@ fn start_engine(config: &Config, updates: mpsc::Receiver<swarmesh_source::Update
     let settings = Settings {
         source: config.source.to_string(),
         node: config.node.clone(),
-        hostname: nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+        hostname: hostname(),
         takeover: config.takeover,
         router: config.router.clone(),
         store: Store::new(&config.state_dir),
@@ -120,7 +117,24 @@ fn start_engine(config: &Config, updates: mpsc::Receiver<swarmesh_source::Update
     };
     let plane = PlaneConfig { balancing: chosen.balancing, netns_dir: config.netns_dir.clone(), node_address: None };
     let resolver = config.dns.is_on.then(|| start_names(config)).transpose()?;
-    Ok(Engine::start(settings, updates, move || NetfilterPlane::new(Arc::new(swarmesh_kernel::LinuxKernel), plane), resolver)?)
+    let router = (!config.router.listeners.is_empty()).then(|| start_router(config)).transpose()?;
+    let make_plane = move || NetfilterPlane::new(Arc::new(swarmesh_kernel::LinuxKernel), plane);
+    Ok(Engine::start(settings, updates, make_plane, resolver, router)?)
+}
+
+fn start_router(config: &Config) -> Result<Router, AgentError> {
+    let RouterConfig { listeners, proxy, .. } = &config.router;
+    let mut proxy = swarmesh_proxy::Config { http: listeners.http.clone(), https: listeners.https.clone(), ..(**proxy).clone() };
+    if proxy.name.is_empty() {
+        proxy.name = hostname();
+    }
+    let router = Router::start(proxy, config.netns_dir.clone())?;
+    tracing::info!(addresses = ?router.addresses(), "routes are served");
+    Ok(router)
+}
+
+fn hostname() -> String {
+    nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 fn start_names(config: &Config) -> Result<Resolver, AgentError> {

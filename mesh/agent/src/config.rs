@@ -1,6 +1,7 @@
 //! Flags, environment, file, defaults: in this order, each key by itself.
 
 mod dialects;
+mod router;
 
 use std::{
     collections::BTreeSet,
@@ -180,6 +181,8 @@ pub struct RouterConfig {
     pub listeners: Listeners,
     /// What was said beside the labels, in the systems that the labels were for.
     pub dialects: Arc<dialect::Settings>,
+    /// All of the proxy's but its listeners.
+    pub proxy: Arc<swarmesh_proxy::Config>,
 }
 
 /// Where the admin API listens, or is to be found.
@@ -258,6 +261,7 @@ pub struct Layer {
     pub http: Option<Vec<SocketAddr>>,
     pub https: Option<Vec<SocketAddr>>,
     pub dialects: Option<Arc<dialect::Settings>>,
+    pub proxy: Option<Arc<swarmesh_proxy::Config>>,
 }
 
 impl Layer {
@@ -293,6 +297,7 @@ impl Layer {
                 http: raw.http.map(|list| listen_list("http", &list)).transpose()?,
                 https: raw.https.map(|list| listen_list("https", &list)).transpose()?,
                 dialects: dialects::settings(raw.interlock, raw.flow_proxy)?.map(Arc::new),
+                proxy: raw.router.map(router_table).transpose()?.map(Arc::new),
                 dns: read("dns", dns_word, dns)?,
                 dns_ttl: read("dns-ttl", raw.dns_ttl.or(table.ttl), ttl)?,
                 dns_compat: read("dns-compat", raw.dns_compat.or(table.compat), compat)?,
@@ -331,6 +336,7 @@ impl Layer {
             http: self.http.or(below.http),
             https: self.https.or(below.https),
             dialects: self.dialects.or(below.dialects),
+            proxy: self.proxy.or(below.proxy),
         }
     }
 
@@ -354,7 +360,7 @@ impl Layer {
                 compat: self.dns_compat.unwrap_or_default(),
                 resolv_conf: self.resolv_conf.unwrap_or_else(|| DEFAULT_RESOLV_CONF.into()),
             },
-            router: RouterConfig { listeners, dialects: self.dialects.unwrap_or_default() },
+            router: RouterConfig { listeners, dialects: self.dialects.unwrap_or_default(), proxy: self.proxy.unwrap_or_default() },
         })
     }
 }
@@ -408,6 +414,12 @@ struct RawFile {
     https: Option<Spanned<OneOrMany>>,
     interlock: Option<Spanned<dialects::RawInterlock>>,
     flow_proxy: Option<Spanned<dialects::RawFlowProxy>>,
+    router: Option<Spanned<router::RawRouter>>,
+}
+
+fn router_table(raw: Spanned<router::RawRouter>) -> Result<swarmesh_proxy::Config, (usize, String)> {
+    let start = raw.span().start;
+    raw.into_inner().settle().map_err(|message| (start, format!("router.{message}")))
 }
 
 /// `http = "0.0.0.0:80"`, or a list.

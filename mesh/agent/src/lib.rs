@@ -16,9 +16,11 @@ mod names;
 mod notify;
 mod plane;
 mod privilege;
+mod router;
 mod store;
 pub mod view;
 
 pub use names::{NameSettings, Names, NamesError, ResolverStatus};
 pub use plane::Plane;
+pub use router::Router;
 pub use store::Store;

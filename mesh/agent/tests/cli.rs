@@ -54,7 +54,6 @@ fn bad_usage_is_64_and_says_what_to_write() {
         (&["agent", "--http", "80"], "neither off nor ADDRESS:PORT"),
         (&["agent", "--http", "off", "--http", "0.0.0.0:80"], "or off alone"),
         (&["agent", "--http", "0.0.0.0:80", "--https", "0.0.0.0:80"], "give each address once"),
-        (&["agent", "--http", "0.0.0.0:80"], "not in this version"),
         (&["agent", "--dns", "maybe"], "neither on nor off"),
         (&["agent", "--dns-ttl", "soon"], "not a number of seconds"),
         (&["agent", "--dns-compat", "podman"], "neither swarmesh nor docker"),

@@ -89,7 +89,6 @@ impl World {
             node: Some("here".to_owned()),
             hostname: "here".to_owned(),
             takeover: Default::default(),
-            router: Default::default(),
             store: Store::new(directory.path().join("state")),
             patience: Duration::from_secs(2),
             audit_every: Duration::from_secs(60),
@@ -97,7 +96,7 @@ impl World {
         };
         let plane = PlaneConfig { balancing: swarmesh_dataplane::Balancing::Nft, netns_dir, node_address: None };
         let resolver = Resolver { names, host_servers: received };
-        let engine = Engine::start(settings, taken, move || NetfilterPlane::new(Arc::new(LinuxKernel), plane), Some(resolver))?;
+        let engine = Engine::start(settings, taken, move || NetfilterPlane::new(Arc::new(LinuxKernel), plane), Some(resolver), None)?;
         let handle = engine.handle().clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let state =

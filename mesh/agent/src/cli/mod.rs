@@ -23,6 +23,7 @@ use swarmesh_lab::{
     whoami::{self, WhoamiArgs},
 };
 use swarmesh_plan::Takeover;
+use swarmesh_proxy::ProxyError;
 use swarmesh_source::{SourceError, SourceSpec};
 
 use self::client::{Client, ClientError};
@@ -166,6 +167,8 @@ impl AgentArgs {
             http: config::listeners(&self.http)?,
             https: config::listeners(&self.https)?,
             dialects: None,
+            // These are the file's alone.
+            proxy: None,
         };
         flags.over(file).settle()
     }
@@ -214,7 +217,7 @@ impl CliError {
             Self::Agent(AgentError::Plane(ChoiceError::Refused { reason, .. })) => kernel_exit(reason),
             Self::Agent(
                 AgentError::Plane(ChoiceError::Absent(_))
-                | AgentError::NoProxy
+                | AgentError::Proxy(ProxyError::Tls(_))
                 | AgentError::Source(SourceError::NotAvailable { .. } | SourceError::Spec(_)),
             ) => Exit::Usage,
             Self::Agent(AgentError::Unprivileged(_)) | Self::Unprivileged(_) | Self::Critical => Exit::Missing,

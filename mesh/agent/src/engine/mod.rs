@@ -16,7 +16,7 @@ use swarmesh_source::Update;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    Names, Plane, Store,
+    Names, Plane, Router, Store,
     config::{PlaneChoice, RouterConfig},
     view::Shared,
 };
@@ -92,6 +92,7 @@ impl Engine {
         updates: mpsc::Receiver<Update>,
         make_plane: impl FnOnce() -> P + Send + 'static,
         resolver: Option<Resolver>,
+        router: Option<Router>,
     ) -> Result<Self, EngineError> {
         let shared = Arc::new(Shared::default());
         let (commands, received) = mpsc::channel(8);
@@ -99,7 +100,7 @@ impl Engine {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = EngineHandle { shared: Arc::clone(&shared), commands };
         let thread = thread::Builder::new().name("engine".to_owned()).spawn(move || {
-            let worker = worker::Worker::new(settings, make_plane(), resolver, shared, is_ready);
+            let worker = worker::Worker::new(settings, make_plane(), resolver, router, shared, is_ready);
             runtime.block_on(worker.run(updates, received));
         })?;
         Ok(Self { handle, ready: Some(ready), thread })

@@ -26,7 +26,7 @@ use super::{
     batch::{Batch, Clues, LARGEST},
 };
 use crate::{
-    Names, Plane, ResolverStatus,
+    Names, Plane, ResolverStatus, Router,
     store::{Memory, StoreError},
     view::{Origin, Shared},
 };
@@ -41,6 +41,7 @@ pub(super) struct Worker<P> {
     settings: Settings,
     plane: P,
     names: Option<Names>,
+    router: Option<Router>,
     /// The host's own name servers, as its file has them now.
     host_servers: Option<watch::Receiver<Arc<[IpAddr]>>>,
     planner: Planner,
@@ -69,6 +70,7 @@ impl<P: Plane> Worker<P> {
         settings: Settings,
         plane: P,
         resolver: Option<Resolver>,
+        router: Option<Router>,
         shared: Arc<Shared>,
         is_ready: oneshot::Sender<()>,
     ) -> Self {
@@ -81,8 +83,13 @@ impl<P: Plane> Worker<P> {
             let dns = Arc::clone(names.shared());
             shared.change(|view| view.dns = Some(dns));
         }
+        if let Some(router) = &router {
+            let proxy = Arc::clone(router.shared());
+            shared.change(|view| view.proxy = Some(proxy));
+        }
         let mut this = Self {
             names,
+            router,
             host_servers,
             planner: Planner::new(NodeContext::default()),
             settings,
@@ -187,6 +194,10 @@ impl<P: Plane> Worker<P> {
             // It waits for what was asked upstream.
             let _ = tokio::task::spawn_blocking(move || names.stop()).await;
         }
+        if let Some(router) = self.router.take() {
+            // It waits for requests that are under way. A panic in it is logged there.
+            let _ = tokio::task::spawn_blocking(move || router.stop()).await;
+        }
     }
 
     /// Says whose servers the host asks now, the first time included.
@@ -279,6 +290,9 @@ impl<P: Plane> Worker<P> {
         self.plane.apply(plan, Instant::now());
         if let Some(names) = &mut self.names {
             names.apply(&plan.names, &self.planner.plan().names, Instant::now());
+        }
+        if let Some(router) = &mut self.router {
+            router.apply(&plan.routes, &self.planner.plan().routes);
         }
         // In one step with what is pending of it: nobody must see the new version with the old all-clear.
         let now = Instant::now();

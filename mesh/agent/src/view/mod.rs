@@ -62,6 +62,8 @@ pub struct View {
     pub dns: Option<Arc<swarmesh_dns::Shared>>,
     /// Where requests come in.
     pub listeners: Listeners,
+    /// What the proxy serves and counts; `None` if it listens nowhere.
+    pub proxy: Option<Arc<swarmesh_proxy::Shared>>,
     /// The plan's routes as a table, once somebody has asked for it; with other routes comes another cell.
     pub table: Arc<OnceLock<Compiled>>,
     /// When `plane` was read.

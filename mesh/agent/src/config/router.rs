@@ -1,0 +1,92 @@
+//! `[router]`: whom the proxy believes, and where it keeps what it shows.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use swarmesh_proxy::Config;
+use swarmesh_router::model::CertificateRef;
+
+/// As in the file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RawRouter {
+    workers: Option<usize>,
+    trusted: Option<Vec<String>>,
+    proxy_protocol: Option<bool>,
+    name: Option<String>,
+    secrets: Option<PathBuf>,
+    certificates: Option<PathBuf>,
+    default_certificate: Option<String>,
+    default_key: Option<String>,
+    client_authorities: Option<PathBuf>,
+    backend_authorities: Option<PathBuf>,
+    users: Option<PathBuf>,
+    users_hashed: Option<bool>,
+}
+
+const MOST_WORKERS: usize = 256;
+
+impl RawRouter {
+    pub(super) fn settle(self) -> Result<Config, String> {
+        let usual = Config::default();
+        let network = |text: &String| {
+            let single = || text.parse::<IpAddr>().ok().map(IpNet::from);
+            text.parse().ok().or_else(single).ok_or_else(|| format!("trusted: {text:?} is neither an address nor a CIDR"))
+        };
+        let trusted: Vec<IpNet> = self.trusted.iter().flatten().map(network).collect::<Result<_, _>>()?;
+        let accept_proxy_protocol = self.proxy_protocol.unwrap_or_default();
+        if accept_proxy_protocol && trusted.is_empty() {
+            return Err("proxy-protocol: is believed from trusted clients only; list them as trusted".to_owned());
+        }
+        if self.workers.is_some_and(|n| n > MOST_WORKERS) {
+            return Err(format!("workers: is at most {MOST_WORKERS}; 0 is one per core"));
+        }
+        let default_certificate = match (self.default_certificate, self.default_key) {
+            (Some(certificate), key) => Some(CertificateRef::Files { certificate, key }),
+            (None, None) => None,
+            (None, Some(_)) => return Err("default-key: has no default-certificate".to_owned()),
+        };
+        Ok(Config {
+            workers: self.workers.unwrap_or(usual.workers),
+            trusted,
+            accept_proxy_protocol,
+            name: self.name.unwrap_or(usual.name),
+            secrets_dir: self.secrets.unwrap_or(usual.secrets_dir),
+            certificates_dir: self.certificates.unwrap_or(usual.certificates_dir),
+            default_certificate,
+            client_authorities: self.client_authorities,
+            backend_authorities: self.backend_authorities.unwrap_or(usual.backend_authorities),
+            users: self.users,
+            users_hashed: self.users_hashed.unwrap_or_default(),
+            ..usual
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::config::Layer;
+
+    #[test]
+    fn the_table_is_read_and_mistakes_are_named() {
+        let read = |text: &str| Layer::from_toml(text, Path::new("s.toml"));
+        let text =
+            "[router]\nworkers = 2\ntrusted = [\"10.0.0.0/8\", \"192.0.2.1\"]\nproxy-protocol = true\ndefault-certificate = \"site.pem\"\n";
+        let proxy = read(text).unwrap().proxy.unwrap();
+        assert_eq!((proxy.workers, proxy.trusted.len(), proxy.accept_proxy_protocol), (2, 2, true));
+        assert!(proxy.default_certificate.is_some());
+        for (text, wrong) in [
+            ("\n[router]\ntrusted = [\"x\"]\n", "s.toml:2: router.trusted: \"x\" is neither"),
+            ("[router]\nproxy-protocol = true\n", "s.toml:1: router.proxy-protocol: is believed from trusted"),
+            ("[router]\ndefault-key = \"k\"\n", "s.toml:1: router.default-key: has no"),
+            ("[router]\nworkers = 1000\n", "s.toml:1: router.workers: is at most"),
+            ("[router]\nworkerz = 1\n", "unknown field `workerz`"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(wrong), "{error}");
+        }
+    }
+}
