@@ -62,7 +62,7 @@ pub(crate) struct Upstreams {
     idle_time: Duration,
     http1: RefCell<HashMap<u64, Vec<Idle>>>,
     /// One connection carries all requests.
-    http2: RefCell<HashMap<u64, (Arc<Endpoint>, http2::SendRequest<RequestBody>)>>,
+    http2: RefCell<HashMap<u64, Shared>>,
 }
 
 impl fmt::Debug for Upstreams {
@@ -70,6 +70,8 @@ impl fmt::Debug for Upstreams {
         f.debug_struct("Upstreams").finish_non_exhaustive()
     }
 }
+
+type Shared = (Arc<Endpoint>, http2::SendRequest<RequestBody>);
 
 struct Idle {
     lease: Lease,
@@ -124,10 +126,11 @@ impl Upstreams {
 
     pub(crate) async fn connection(&self, endpoint: &Arc<Endpoint>, wanted: &Wanted<'_>) -> Result<Lease, ConnectError> {
         let is_private = wanted.private || wanted.preface.is_some();
-        if !wanted.fresh && !is_private {
-            if let Some(lease) = self.idle(endpoint).await {
-                return Ok(lease);
-            }
+        if !wanted.fresh
+            && !is_private
+            && let Some(lease) = self.idle(endpoint).await
+        {
+            return Ok(lease);
         }
         let stream = self.connect(endpoint, wanted).await?;
         let sender = match &endpoint.tls {

@@ -3,6 +3,8 @@
 //! A row sends bytes to the proxy and says what may come of them. Behind the proxy is a reader of HTTP/1.1 in a hand's breadth
 //! that knows nothing of the request but what it was sent.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at what it does not expect")]
+
 mod common;
 
 use std::time::Duration;

@@ -111,7 +111,7 @@ fn redirects_and_refusals_are_answered_here() {
     let stage = stage()
         .service("web", 1, who)
         .route(Match::host("old"), "web", |r| {
-            r.action = redirect(RedirectCode::MovedPermanently, RedirectTarget::Before("http://new".into()))
+            r.action = redirect(RedirectCode::MovedPermanently, RedirectTarget::Before("http://new".into()));
         })
         .route(Match::host("gone"), "web", |r| r.action = Action::Status(410))
         .route(Match::host("safe"), "web", |r| r.filters.push(Filter::HttpsOnly(RedirectCode::Permanent)))

@@ -257,7 +257,7 @@ pub(crate) fn change_header(headers: &mut HeaderMap, change: &HeaderChange, valu
     if is_framing(&name) {
         return;
     }
-    let value = value.map(|v| HeaderValue::try_from(v));
+    let value = value.map(HeaderValue::try_from);
     match (&change.change, value) {
         (HeaderChangeKind::Delete, _) => {
             headers.remove(name);

@@ -1,5 +1,6 @@
 //! A proxy on loopback with backends that say what they got, and a client that sends bytes as they are.
 #![allow(dead_code, reason = "each test uses its part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends at what it does not expect")]
 
 use std::{
     collections::HashMap,
@@ -337,7 +338,7 @@ impl Stage {
 
     /// A GET on a connection of its own.
     pub(crate) fn get(&self, host: &str, path: &str) -> Answer {
-        self.ask(&format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"))
+        self.ask(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"))
     }
 
     pub(crate) fn ask(&self, request: impl AsRef<[u8]>) -> Answer {
