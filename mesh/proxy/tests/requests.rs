@@ -261,3 +261,51 @@ fn the_end_lets_requests_finish() {
     ending.join().unwrap();
     assert!(std::net::TcpStream::connect(address).is_err(), "still listening");
 }
+
+#[test]
+fn an_upload_may_take_longer_than_an_answer() {
+    let patient = |route: &mut swarmesh_router::Route| route.policy.timeouts.server = Some(Duration::from_millis(300));
+    let stage = stage().service("web", 1, |seen| ok(&format!("{}", seen.body.len()))).route(Match::host("a"), "web", patient);
+    let mut client = stage.connect();
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n");
+    for _ in 0..10 {
+        std::thread::sleep(Duration::from_millis(100));
+        client.send("x");
+    }
+    assert_eq!(client.answer().unwrap().body, "10");
+}
+
+#[test]
+fn answers_without_a_body_keep_their_length() {
+    let head = |seen: &Seen| match seen.line.split(' ').nth(1) {
+        Some("/304") => Reply::Bytes(b"HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\n\r\n".to_vec()),
+        Some("/204") => Reply::Bytes(b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()),
+        _ => Reply::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n".to_vec()),
+    };
+    let stage = stage().service("web", 1, head).route(Match::host("a"), "web", |_| {});
+    let mut client = stage.connect();
+    for _ in 0..2 {
+        client.send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n");
+        let answer = client.answer_to("HEAD").unwrap();
+        assert_eq!((answer.status, answer.header("content-length")), (200, Some("1000")));
+        for status in [204, 304] {
+            client.send(format!("GET /{status} HTTP/1.1\r\nHost: a\r\n\r\n"));
+            assert_eq!(client.answer().unwrap().status, status);
+        }
+    }
+    assert_eq!(stage.backends["web"][0].connections.load(std::sync::atomic::Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_length_beside_chunks_does_not_go_on() {
+    let both = |_: &Seen| {
+        Reply::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".to_vec())
+    };
+    let stage = stage().service("web", 1, both).route(Match::host("a"), "web", |_| {});
+    let mut client = stage.connect();
+    for _ in 0..2 {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        let answer = client.answer().unwrap();
+        assert_eq!((answer.body.as_str(), answer.header("content-length")), ("hello", None));
+    }
+}

@@ -8,6 +8,8 @@ pub(crate) mod response;
 use std::{
     cell::Cell,
     convert::Infallible,
+    future::Future,
+    pin::pin,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -166,7 +168,7 @@ impl Exchange<'_> {
             _ => None,
         });
         let outgoing = self.outgoing(parts, body);
-        match self.forward(live, outgoing).await {
+        match self.forward(live, outgoing, Rc::clone(&account.received)).await {
             Ok(mut answered) => {
                 if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
                     return self.switch(answered, on_upgrade, parts, account);
@@ -287,7 +289,7 @@ impl Exchange<'_> {
     }
 
     /// Finds a backend that answers. Another one is tried as long as nothing can have been done twice.
-    async fn forward(&mut self, live: &LiveSet, mut request: Request<RequestBody>) -> Result<Answered, Failure> {
+    async fn forward(&mut self, live: &LiveSet, mut request: Request<RequestBody>, received: Rc<Cell<u64>>) -> Result<Answered, Failure> {
         let lane = self.lane;
         let policy = &lane.route.policy;
         let can_repeat = request.body().is_none() && is_idempotent(request.method());
@@ -328,9 +330,9 @@ impl Exchange<'_> {
             // What may have to be said again is kept.
             let spare = (can_repeat && (lease.is_reused || !policy.retries.on.is_empty())).then(|| copy(&request));
             prepare(&mut request, &lease, &endpoint);
-            let sent = timeout(self.times.server, lease.send(request)).await;
+            let sent = self.in_time(lease.send(request), &received).await;
             match sent {
-                Ok(Ok(response)) => {
+                Some(Ok(response)) => {
                     let status = response.status().as_u16();
                     let again = policy.retries.on.contains(&RetryOn::Status(status));
                     if status >= 500 && again {
@@ -349,7 +351,7 @@ impl Exchange<'_> {
                     }
                     return Ok(Answered { response, lease, busy, set_cookie: choice.set_cookie });
                 }
-                Ok(Err(error)) => {
+                Some(Err(error)) => {
                     let stale = lease.is_reused;
                     if let Some(unsent) = error.unsent {
                         request = unsent;
@@ -371,7 +373,7 @@ impl Exchange<'_> {
                     }
                     self.lane.counts.retried();
                 }
-                Err(_) => {
+                None => {
                     endpoint.health.failed(policy.ejection, now);
                     tried.push(endpoint.id);
                     failure = Failure::TimedOut;
@@ -380,6 +382,19 @@ impl Exchange<'_> {
                         _ => return Err(failure),
                     }
                 }
+            }
+        }
+    }
+
+    /// Waits for an answer's head, as long as the route says after the last of the request's body.
+    async fn in_time<T>(&self, answering: impl Future<Output = T>, received: &Cell<u64>) -> Option<T> {
+        let mut answering = pin!(answering);
+        loop {
+            let before = received.get();
+            match timeout(self.times.server, answering.as_mut()).await {
+                Ok(answer) => return Some(answer),
+                Err(_) if received.get() != before => {}
+                Err(_) => return None,
             }
         }
     }

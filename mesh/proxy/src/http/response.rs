@@ -47,6 +47,10 @@ pub(crate) fn stopped(stop: Stop) -> Response<AnswerBody> {
 
 /// Takes out what is between the backend and us.
 pub(crate) fn take_hop_by_hop(headers: &mut HeaderMap) {
+    // Where both are, the chunks count (RFC 9112, 6.3), and the length would lie about what goes on to the client.
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
     if headers.contains_key(header::CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(header::CONNECTION)

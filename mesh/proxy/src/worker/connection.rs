@@ -8,6 +8,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto,
 };
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -46,6 +47,8 @@ enum Versions {
 pub(super) async fn serve(worker: Rc<Worker>, kind: Kind, stream: TcpStream, peer: SocketAddr) {
     // Answers are written whole; waiting for more would only delay them.
     let _ = stream.set_nodelay(true);
+    // A client that is gone without a word is noticed, in tunnels too.
+    let _ = SockRef::from(&stream).set_keepalive(true);
     let Ok(local) = stream.local_addr() else { return };
     let is_trusted = worker.config.trusts(peer.ip().to_canonical());
     let mut client = Client { address: canonical(peer), local: canonical(local), tls: None, is_trusted };

@@ -268,7 +268,16 @@ fn addresses() -> impl Iterator<Item = IpAddr> {
 impl Stage {
     pub(crate) fn new(config: Config) -> Self {
         let here = addresses().next().unwrap();
-        let config = Config { http: vec![SocketAddr::new(here, 0)], workers: 1, ..config };
+        Self::start(here, Config { http: vec![SocketAddr::new(here, 0)], workers: 1, ..config })
+    }
+
+    /// Takes TLS.
+    pub(crate) fn secure(config: Config) -> Self {
+        let here = addresses().next().unwrap();
+        Self::start(here, Config { https: vec![SocketAddr::new(here, 0)], workers: 1, ..config })
+    }
+
+    fn start(here: IpAddr, config: Config) -> Self {
         let switchboard = Switchboard::new(&config);
         let proxy = Proxy::start(config, Arc::new(OwnNamespace)).unwrap();
         Self {
@@ -287,6 +296,17 @@ impl Stage {
             self.services.0.entry(name.to_owned()).or_default().push(address);
             self.backends.entry(name.to_owned()).or_default().push(backend);
         }
+        self
+    }
+
+    /// Where the next backend can listen.
+    pub(crate) fn next_address(&self) -> SocketAddr {
+        SocketAddr::new(addresses().next().unwrap(), self.port)
+    }
+
+    /// A task of somebody else's.
+    pub(crate) fn at(mut self, name: &str, backend: SocketAddr) -> Self {
+        self.services.0.entry(name.to_owned()).or_default().push(backend.ip());
         self
     }
 
