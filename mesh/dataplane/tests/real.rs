@@ -153,6 +153,7 @@ fn task(id: &str, service: &str, host: u8, sandbox: Option<&str>) -> Task {
         }],
         ports: None,
         dns: None,
+        routing: None,
     }
 }
 

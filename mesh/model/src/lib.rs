@@ -16,8 +16,8 @@ pub use delta::{Changes, Delta};
 pub use file::{FileError, schema};
 pub use id::{Id, NetworkId, NodeId, ServiceId, TaskId};
 pub use objects::{
-    Availability, ContainerDns, EndpointMode, Network, Node, NodeState, Port, Protocol, PublishMode, Role, Service, ServiceNetwork, Subnet,
-    Task, TaskAddress, TaskState, VirtualIp,
+    Availability, ContainerDns, ContainerRouting, EndpointMode, Network, Node, NodeState, Port, Protocol, PublishMode, Role, Service,
+    ServiceNetwork, Subnet, Task, TaskAddress, TaskState, VirtualIp,
 };
 pub use problem::Problem;
 pub use shared_map::SharedMap;

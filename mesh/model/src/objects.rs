@@ -133,6 +133,28 @@ pub struct Task {
     /// How the container was told to resolve names. Known only for containers of the node that wrote the snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<Box<ContainerDns>>,
+    /// Of a plain container whose labels ask for requests. Known only for containers of the node that wrote the snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routing: Option<Box<ContainerRouting>>,
+}
+
+/// What a plain container says about the requests that it wants to answer, and where its node publishes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ContainerRouting {
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Published ports, with the container's own as target.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<Port>,
+    /// Where its node itself reaches those ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published: Option<IpAddr>,
+}
+
+impl ContainerRouting {
+    /// The label by which plain containers ask for requests. Of containers without it nothing is kept.
+    pub const LABEL: &str = "interlock.hostname";
 }
 
 /// What a container's creator, or its engine's configuration, said about DNS.

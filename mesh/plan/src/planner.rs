@@ -112,6 +112,8 @@ struct Dirty {
     named_tasks: BTreeSet<TaskId>,
     /// Services whose labels must be read for routes.
     routed: BTreeSet<ServiceId>,
+    /// The same of this node's plain containers.
+    routed_containers: BTreeSet<TaskId>,
     ingress: bool,
     problems: bool,
 }
@@ -246,6 +248,22 @@ impl Planner {
             out.routes.owners.insert(key.clone(), new.map(Arc::new));
             owners.insert(key);
         }
+        for id in &dirty.routed_containers {
+            let key = OwnerKey::Container(id.clone());
+            let old = self.plan.routes.owners.get(&key).map(AsRef::as_ref);
+            let task = self.snapshot.tasks.get(id).filter(|t| self.is_local(t) && t.state <= TaskState::Running);
+            let workload = task.and_then(|t| routes::container(t, &self.snapshot));
+            let new = workload.and_then(|w| routes::owner_routes(&w, &self.context.dialects, old));
+            let leads = new.as_ref().is_some_and(|n| !n.routes.is_empty());
+            let routed = task.filter(|_| leads).and_then(|t| routes::routed_container(t, &self.snapshot)).map(Arc::new);
+            note(&mut out.routes.containers, &self.plan.routes.containers, id, routed);
+            if old != new.as_ref() {
+                let problems = new.iter().flat_map(|n| &n.problems).map(|p| p.problem()).collect();
+                dirty.problems |= note_problems(&mut self.problems, Subject::Routes(key.clone()), problems);
+                out.routes.owners.insert(key.clone(), new.map(Arc::new));
+                owners.insert(key);
+            }
+        }
         for id in &services {
             let service = self.snapshot.services.get(id).filter(|_| self.routing.is_named(id));
             let new = service.map(|s| Arc::new(self.routed_service(s, out)));
@@ -316,6 +334,10 @@ impl Planner {
         dirty.routed.extend(delta.services.iter().filter(reroutes).map(|(id, _)| id.clone()));
         for (id, task) in &delta.tasks {
             let old = self.snapshot.tasks.get(id);
+            let asks = |task: &Arc<Task>| self.is_local(task) && routes::asking(task).is_some();
+            if old.is_some_and(asks) || task.as_ref().is_some_and(asks) {
+                dirty.routed_containers.insert(id.clone());
+            }
             if old.is_some_and(|t| self.is_local(t)) || task.as_ref().is_some_and(|t| self.is_local(t)) {
                 dirty.tasks.insert(id.clone());
             }
@@ -353,6 +375,8 @@ impl Planner {
             if old.map(|n| routes::routed_by(n)) != network.as_ref().map(|n| routes::routed_by(n)) {
                 let services = self.snapshot.services.values().filter(|s| s.networks.iter().any(|n| n.network == *id));
                 dirty.routed.extend(services.map(|s| s.id.clone()));
+                let tasks = self.snapshot.tasks.values().filter(|t| self.is_local(t) && routes::asking(t).is_some());
+                dirty.routed_containers.extend(tasks.filter(|t| t.address_in(id).next().is_some()).map(|t| t.id.clone()));
             }
             // Its subnets decide which VIPs and backends are believed; its presence, which sandboxes see it. Networks
             // change rarely, so a look at every service and task is what this may cost.
@@ -363,6 +387,7 @@ impl Planner {
                     dirty.services.extend(task.service.clone());
                     if self.is_local(task) {
                         dirty.tasks.insert(task.id.clone());
+                        dirty.routed_containers.extend(routes::asking(task).map(|_| task.id.clone()));
                     }
                 }
             }

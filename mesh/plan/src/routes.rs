@@ -10,14 +10,14 @@ use std::{
 };
 
 use serde::{Serialize, Serializer};
-use swarmesh_model::{Network, NetworkId, ServiceId, SharedMap, Task, TaskId, TaskState};
+use swarmesh_model::{ContainerRouting, Network, NetworkId, ServiceId, SharedMap, Snapshot, Task, TaskAddress, TaskId, TaskState};
 use swarmesh_router::{
     Route, RouteProblem,
-    dialect::{self, Settings, Workload},
-    model::{Origin, Target, Tasks},
+    dialect::{self, Settings, Workload, WorkloadNetwork},
+    model::{Origin, Owner, OwnerKind, Target, Tasks},
 };
 
-use crate::{Backend, BackendState};
+use crate::{Backend, BackendState, planner::owns};
 
 /// Where Docker keeps the namespace by which published ports arrive, below `--netns-dir`.
 const INGRESS_SANDBOX: &str = "ingress_sbox";
@@ -231,6 +231,33 @@ pub(crate) fn owner_routes(workload: &Workload<'_>, settings: &Settings, old: Op
     let known = old.map(|o| o.routes.as_slice()).unwrap_or_default();
     let shared = |route: Route| known.iter().find(|k| ***k == route).map_or_else(|| Arc::new(route.clone()), Arc::clone);
     Some(OwnerRoutes { routes: outcome.routes.into_iter().map(shared).collect(), problems: outcome.problems })
+}
+
+/// What a plain container says about requests.
+pub(crate) fn asking(task: &Task) -> Option<&ContainerRouting> {
+    task.routing.as_deref().filter(|_| task.service.is_none())
+}
+
+/// A plain container with the networks that the snapshot knows, each once.
+pub(crate) fn container<'a>(task: &'a Task, snapshot: &'a Snapshot) -> Option<Workload<'a>> {
+    let routing = asking(task)?;
+    let mut networks: Vec<WorkloadNetwork<'a>> = Vec::new();
+    for network in task.addresses.iter().filter_map(|a| snapshot.networks.get(&a.network)).filter(|n| !n.ingress) {
+        if networks.iter().all(|n| *n.id != network.id) {
+            networks.push(WorkloadNetwork { id: &network.id, name: &network.name, labels: &network.labels });
+        }
+    }
+    let owner = Owner { id: task.id.as_str().to_owned(), name: task.name.to_string(), kind: OwnerKind::Container };
+    Some(Workload { owner, labels: &routing.labels, ports: &routing.ports, networks })
+}
+
+pub(crate) fn routed_container(task: &Task, snapshot: &Snapshot) -> Option<RoutedContainer> {
+    let known = |a: &&TaskAddress| snapshot.networks.get(&a.network).is_some_and(|n| owns(n, a.address));
+    Some(RoutedContainer {
+        serves: task.is_usable(),
+        addresses: task.addresses.iter().filter(known).map(|a| (a.network.clone(), a.address)).collect(),
+        published: asking(task)?.published,
+    })
 }
 
 /// What of a network decides about the routes of services in it.

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use proptest::{collection::vec, prelude::*};
 use swarmesh_model::{
-    Delta, EndpointMode, Network, Node, NodeState, Port, Protocol, PublishMode, Service, ServiceNetwork, Snapshot, Subnet, Task,
-    TaskAddress, TaskState, VirtualIp,
+    ContainerRouting, Delta, EndpointMode, Network, Node, NodeState, Port, Protocol, PublishMode, Service, ServiceNetwork, Snapshot,
+    Subnet, Task, TaskAddress, TaskState, VirtualIp,
 };
 use swarmesh_plan::{BackendState, NodeContext, NodePlan, PlanDelta, Planner, Takeover, plan};
 
@@ -56,11 +56,23 @@ struct TaskShape {
     networks: Vec<u8>,
     sandbox: bool,
     host: u8,
+    /// It asks for requests as a container; by a network or by a published port.
+    asks: Option<bool>,
 }
 
 fn task() -> impl Strategy<Value = TaskShape> {
-    (0u8..24, prop::option::weighted(0.9, 0u8..6), 0u8..3, 0u8..3, 0u8..5, vec(0..NETWORKS, 0..3), any::<bool>(), 20u8..60).prop_map(
-        |(number, service, node, desired, state, networks, sandbox, host)| TaskShape {
+    (
+        0u8..24,
+        prop::option::weighted(0.8, 0u8..6),
+        0u8..3,
+        0u8..3,
+        0u8..5,
+        vec(0..NETWORKS, 0..3),
+        any::<bool>(),
+        20u8..60,
+        prop::option::weighted(0.3, any::<bool>()),
+    )
+        .prop_map(|(number, service, node, desired, state, networks, sandbox, host, asks)| TaskShape {
             number,
             service,
             node,
@@ -69,8 +81,8 @@ fn task() -> impl Strategy<Value = TaskShape> {
             networks,
             sandbox,
             host,
-        },
-    )
+            asks,
+        })
 }
 
 prop_compose! {
@@ -121,6 +133,13 @@ prop_compose! {
                 id: format!("t{:02}", t.number).into(), service: t.service.map(|n| format!("s{n}").into()), name: format!("task{}", t.number).into(),
                 slot: None, node: Some(format!("node{}", t.node).into()), desired_state: state(t.desired), state: state(t.state),
                 container: None, hostname: None, sandbox: t.sandbox.then(|| format!("box{}", t.number).into()), healthy: None, ports: None, dns: None,
+                routing: t.asks.map(|network| {
+                    let mut labels = vec![("interlock.hostname", "c.example")];
+                    labels.extend(network.then_some([("interlock.network", "net1"), ("interlock.port", "80")]).into_iter().flatten());
+                    let ports = vec![Port { name: None, protocol: Protocol::Tcp, target_port: 80, published_port: Some(8080), publish_mode: PublishMode::Host }];
+                    let labels = labels.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+                    Box::new(ContainerRouting { labels, ports, published: Some(IpAddr::from([127, 0, 0, 1])) })
+                }),
                 addresses: t.networks.iter().map(|n| TaskAddress {
                     network: format!("n{n}").into(),
                     // Some lie outside of their network.

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use swarmesh_model::{
-    Delta, Network, Port, Protocol, PublishMode, Service, ServiceNetwork, Snapshot, Subnet, Task, TaskAddress, TaskState, VirtualIp,
+    ContainerRouting, Delta, Network, Port, Protocol, PublishMode, Service, ServiceNetwork, Snapshot, Subnet, Task, TaskAddress, TaskState,
+    VirtualIp,
 };
 use swarmesh_plan::{NodeContext, OwnerKey, Planner, RouteDelta, RoutePlan, RoutedService};
 use swarmesh_router::model::{BackendMode, BackendSet, Member, Upstream};
@@ -54,6 +55,7 @@ fn task(id: &str, service: &str, host: u8) -> Task {
         addresses: vec![TaskAddress { network: "n1".into(), address: [10, 0, 1, host].into(), aliases: vec![], links: Default::default() }],
         ports: None,
         dns: None,
+        routing: None,
     }
 }
 
@@ -241,6 +243,37 @@ fn labels_are_read_again_when_what_they_name_changes() {
     assert_eq!((after.routes.len(), after.problems.len(), told(&plan)), (2, 0, 0));
     let kept = after.routes.iter().any(|r| Arc::ptr_eq(r, &before.routes[0]));
     assert!(kept, "a route that came out as before is the same object");
+}
+
+#[test]
+fn a_plain_container_is_reached_by_its_network_or_by_its_published_port() {
+    let (mut plan, _) = Following::new(false);
+    plan.step(|s| s.insert_service(service("web", &[], &["n1"])));
+    let port = Port { name: None, protocol: Protocol::Tcp, target_port: 80, published_port: Some(32768), publish_mode: PublishMode::Host };
+    let container = |labels: &[(&str, &str)]| {
+        let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let published = Some([127, 0, 0, 1].into());
+        let routing = ContainerRouting { labels, ports: vec![port.clone()], published };
+        Task { service: None, routing: Some(Box::new(routing)), ..task("c1", "web", 21) }
+    };
+    let by_port = [("interlock.hostname", "old"), ("interlock.domain", "example")];
+    let delta = plan.step(|s| s.insert_task(container(&by_port)));
+    assert_eq!((delta.owners.len(), delta.containers.len(), delta.services.len(), delta.footholds.len()), (1, 1, 0, 0));
+    let published = Upstream::Published { container: "c1".into(), address: [127, 0, 0, 1].into(), port: 32768 };
+    assert_eq!(plan.upstreams(), [published]);
+
+    let by_network = [by_port[0], by_port[1], ("interlock.network", "n1-name"), ("interlock.port", "81")];
+    plan.step(|s| s.insert_task(container(&by_network)));
+    assert_eq!(plan.upstreams(), [to("c1", 21, 81)]);
+    assert!(plan.foothold("n1").is_some(), "its own namespace, or another in that network");
+    let delta = plan.step(|s| s.insert_task(Task { healthy: Some(false), ..container(&by_network) }));
+    assert_eq!((delta.owners.len(), plan.upstreams().len()), (0, 0), "an unhealthy one gets nothing");
+
+    plan.step(|s| s.insert_network(Network { name: "blue".into(), ..network("n1", 1, false) }));
+    let told = plan.planner.plan().problems.iter().filter(|p| p.object == "container c1-name" && p.place == "interlock.network").count();
+    assert_eq!((told, plan.routes().routes().count(), plan.routes().containers.len()), (1, 0, 0));
+    plan.step(|s| s.insert_task(Task { node: Some("elsewhere".into()), ..container(&by_network) }));
+    assert!(plan.routes().owners.is_empty(), "another node's is that node's to route");
 }
 
 #[test]

@@ -205,6 +205,7 @@ pub(crate) fn task(id: &str, service: Option<&str>, network: &str, address: IpAd
         addresses: vec![leg(network, address)],
         ports: None,
         dns: None,
+        routing: None,
     }
 }
 

@@ -44,6 +44,7 @@ pub(crate) fn task(service: u32, number: u32) -> Task {
         addresses: vec![TaskAddress { network: "network".into(), address: backend(number), aliases: vec![], links: Default::default() }],
         ports: None,
         dns: None,
+        routing: None,
     }
 }
 

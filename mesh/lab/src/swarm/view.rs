@@ -113,6 +113,7 @@ impl Swarm {
                 .map(|_| record.ports.as_slice().into()),
             // The nodes share one snapshot, so that it says what each of them knows of its own containers.
             dns: record.started.then(|| self.dns(record).map(container_dns).unwrap_or_default().into()),
+            routing: None,
         }
     }
 

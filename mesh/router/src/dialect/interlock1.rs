@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use swarmesh_model::ContainerRouting;
+
 use super::{Maker, Outcome, Workload, haproxy, labels};
 use crate::{
     model::{
@@ -16,7 +18,7 @@ use crate::{
 
 /// What its labels begin with.
 pub const PREFIX: &str = "interlock.";
-const HOSTNAME: &str = "interlock.hostname";
+const HOSTNAME: &str = ContainerRouting::LABEL;
 
 const KNOWN: [&str; 18] = [
     "balance_algorithm",

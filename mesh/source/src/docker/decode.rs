@@ -331,6 +331,7 @@ impl FromDocker for Task {
             addresses,
             ports: None,
             dns: None,
+            routing: None,
         })
     }
 }

@@ -5,14 +5,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
 use hyper::body::Bytes;
 use swarmesh_model::{
-    ContainerDns, Network, NetworkId, Node, NodeId, Problem, PublishMode, Service, ServiceId, ServiceNetwork, SharedMap, Snapshot, Task,
-    TaskAddress, TaskState,
+    ContainerDns, ContainerRouting, Network, NetworkId, Node, NodeId, Port, Problem, Protocol, PublishMode, Service, ServiceId,
+    ServiceNetwork, SharedMap, Snapshot, Task, TaskAddress, TaskState,
 };
 
 use super::{
@@ -52,6 +52,7 @@ struct Local {
     healthy: Option<bool>,
     addresses: Vec<TaskAddress>,
     dns: ContainerDns,
+    routing: Option<ContainerRouting>,
 }
 
 impl View {
@@ -85,7 +86,8 @@ impl View {
             let Ok(line) = serde_json::from_value::<wire::ContainerLine>(value) else { continue };
             let known = |id: &str| self.networks.objects().contains_key(id) || self.local_networks.objects().contains_key(id);
             let on_network = || line.network_settings.networks.values().flatten().any(|e| known(&e.network_id));
-            if !line.id.is_empty() && (line.labels.contains_key(TASK_LABEL) || on_network()) {
+            let asks = line.labels.contains_key(TASK_LABEL) || line.labels.contains_key(ContainerRouting::LABEL);
+            if !line.id.is_empty() && (asks || on_network()) {
                 listed.insert(line.id);
             }
         }
@@ -209,7 +211,8 @@ impl View {
         let node = self.node.clone().filter(|node| snapshot.nodes.contains_key(node));
         for (id, local) in self.containers.iter().filter(|(_, l)| l.task.is_none() && l.running) {
             let addresses: Vec<_> = local.addresses.iter().filter(|a| snapshot.networks.contains_key(&a.network)).cloned().collect();
-            if addresses.is_empty() {
+            // One that asks for requests may be on the engine's own bridge alone, and be reached by a port that it publishes.
+            if addresses.is_empty() && local.routing.is_none() {
                 continue;
             }
             snapshot.insert_task(Task {
@@ -227,6 +230,7 @@ impl View {
                 addresses,
                 ports: None,
                 dns: Some(local.dns.clone().into()),
+                routing: local.routing.clone().map(Box::new),
             });
         }
     }
@@ -276,8 +280,11 @@ impl Local {
             }
         }
         let labels = container.config.labels;
+        let task = labels.get(TASK_LABEL).cloned().flatten().filter(|t| !t.is_empty());
+        let asks = task.is_none() && labels.contains_key(ContainerRouting::LABEL);
         let mut local = Self {
-            task: labels.get(TASK_LABEL).cloned().flatten().filter(|t| !t.is_empty()),
+            routing: asks.then(|| routing(labels, &container.network_settings.ports)),
+            task,
             name,
             hostname: Some(container.config.hostname).filter(|h| !h.is_empty()),
             sandbox: sandbox(&container.network_settings.sandbox_key),
@@ -315,6 +322,35 @@ impl Local {
         self.running = false;
         self.sandbox = None;
     }
+}
+
+/// Of a plain container that asks for requests: all of its labels, and its published ports as this node reaches them.
+fn routing(labels: BTreeMap<String, Option<String>>, published: &BTreeMap<String, Option<Vec<wire::PortBinding>>>) -> ContainerRouting {
+    let mut reached: Vec<(IpAddr, Port)> = Vec::new();
+    for (name, bindings) in published {
+        let (target, protocol) = name.split_once('/').unwrap_or((name, "tcp"));
+        let (Ok(target_port), "tcp") = (target.parse(), protocol) else { continue };
+        for binding in bindings.iter().flatten() {
+            let Some(number) = binding.host_port.parse().ok().filter(|n| *n > 0u16) else { continue };
+            // What is published on all addresses is published on loopback, too.
+            let address = match binding.host_ip.parse::<IpAddr>() {
+                Ok(IpAddr::V6(ip)) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+                Ok(ip) if !ip.is_unspecified() => ip,
+                _ => Ipv4Addr::LOCALHOST.into(),
+            };
+            let port =
+                Port { name: None, protocol: Protocol::Tcp, target_port, published_port: Some(number), publish_mode: PublishMode::Host };
+            reached.push((address, port));
+        }
+    }
+    reached.sort();
+    reached.dedup();
+    let addresses = || reached.iter().map(|(address, _)| *address);
+    // Ports of one address: it is told once for all of them.
+    let address = addresses().find(|a| *a == Ipv4Addr::LOCALHOST).or_else(|| addresses().next());
+    let ports = reached.into_iter().filter(|(a, _)| Some(*a) == address).map(|(_, port)| port).collect();
+    let labels = labels.into_iter().map(|(name, value)| (name, value.unwrap_or_default())).collect();
+    ContainerRouting { labels, ports, published: address }
 }
 
 /// `/var/run/docker/netns/fc2fb6c63009` → `fc2fb6c63009`. The host's own namespace (`default`) is no sandbox.

@@ -76,6 +76,51 @@ fn a_global_task_is_named_after_its_node() {
 }
 
 #[test]
+fn a_plain_container_that_asks_for_requests_comes_with_its_labels_and_ports() {
+    let mut view = full();
+    // `docker run -p 80 -p 127.0.0.1:81:81 -l interlock.hostname=demo`, on the engine's own bridge.
+    let asks = PLAIN
+        .replace(r#""Labels":null"#, r#""Labels":{"interlock.hostname":"demo","com.example":null}"#)
+        .replace("lsg0dz53sfaryo8bjey7nif94", "0b0b")
+        .replace(
+            r#""Networks""#,
+            r#""Ports":{"80/tcp":[{"HostIp":"0.0.0.0","HostPort":"32768"},{"HostIp":"::","HostPort":"32768"}],"9/tcp":null,
+               "81/tcp":[{"HostIp":"127.0.0.1","HostPort":"81"}],"53/udp":[{"HostIp":"0.0.0.0","HostPort":"53"}]},"Networks""#,
+        );
+    const ID: &str = "b2df664cc44820f2f6db29968b9299bed64d385d379db2b1431eb6ce808aaba1";
+    let labelled = |label: &str| {
+        let line = format!(r#"[{{"Id":"{ID}","Labels":{{"{label}":"demo"}},"NetworkSettings":{{"Networks":{{}}}}}}]"#);
+        View::default().take_container_list("", line.as_bytes()).unwrap().len()
+    };
+    assert_eq!((labelled("interlock.hostname"), labelled("interlock.domain")), (1, 0), "whom to look at");
+
+    view.take_container("", asks.as_bytes()).unwrap();
+    let found = snapshot(&mut view);
+    let container = &found.tasks[ID];
+    let routing = container.routing.as_deref().unwrap();
+    assert!(container.addresses.is_empty() && container.is_usable());
+    assert_eq!(routing.labels.get("interlock.hostname").map(String::as_str), Some("demo"));
+    assert_eq!(routing.labels.len(), 2);
+    assert_eq!(routing.published, Some("127.0.0.1".parse().unwrap()));
+    let ports: Vec<_> = routing.ports.iter().map(|p| (p.target_port, p.published_port)).collect();
+    assert_eq!(ports, [(80, Some(32768)), (81, Some(81))]);
+
+    for (host, reached) in [("192.0.2.11", "192.0.2.11"), ("::", "::1"), ("", "127.0.0.1")] {
+        let one = PLAIN
+            .replace(r#""Labels":null"#, r#""Labels":{"interlock.hostname":"demo"}"#)
+            .replace(r#""Networks""#, &format!(r#""Ports":{{"80/tcp":[{{"HostIp":"{host}","HostPort":"8080"}}]}},"Networks""#));
+        view.take_container("", one.as_bytes()).unwrap();
+        let found = snapshot(&mut view).tasks[ID].routing.clone().unwrap();
+        assert_eq!((found.published, found.ports.len()), (Some(reached.parse().unwrap()), 1), "{host}");
+    }
+    view.take_container("", PLAIN.as_bytes()).unwrap();
+    assert_eq!(snapshot(&mut view).tasks[ID].routing, None, "nothing is kept of others");
+    let of_service = WEB_CONTAINER.replace(r#""Labels":{"#, r#""Labels":{"interlock.hostname":"demo","#);
+    view.take_container("", of_service.as_bytes()).unwrap();
+    assert_eq!(snapshot(&mut view).tasks[TASK_ID].routing, None, "a task's container has its service's labels");
+}
+
+#[test]
 fn plain_containers_of_swarm_networks() {
     let mut view = full();
     view.take_container("", PLAIN.as_bytes()).unwrap();

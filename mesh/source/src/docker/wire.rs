@@ -133,8 +133,10 @@ wire! {
     struct ContainerConfig { "Hostname" hostname: String, "Labels" labels: BTreeMap<String, Option<String>> }
     struct NetworkSettings {
         "SandboxKey" sandbox_key: String,
+        "Ports" ports: BTreeMap<String, Option<Vec<PortBinding>>>,
         "Networks" networks: BTreeMap<String, Option<EndpointSettings>>,
     }
+    struct PortBinding { "HostIp" host_ip: String, "HostPort" host_port: String }
     struct EndpointSettings {
         "NetworkID" network_id: String,
         "IPAddress" ip_address: String,

@@ -276,8 +276,11 @@ fn one_member(
     };
     let usable = plan.usable(id, network);
     let routed = plan.services.get(id).and_then(|s| s.in_network(network));
-    let all: Vec<Backend> = routed.into_iter().flat_map(|n| n.backends.iter().flat_map(|f| f.iter())).cloned().collect();
-    let ready = plan.containers.contains_key(id) || all.iter().any(|b| b.state == BackendState::Ready);
+    let mut all: Vec<Backend> = routed.into_iter().flat_map(|n| n.backends.iter().flat_map(|f| f.iter())).cloned().collect();
+    if plan.containers.contains_key(id) {
+        all.extend(usable.iter().map(|(task, address)| Backend { address: *address, task: task.clone(), state: BackendState::Ready }));
+    }
+    let ready = all.iter().any(|b| b.state == BackendState::Ready);
     let vip = if member.mode == BackendMode::Vip { plan.vip(id, network) } else { None };
     let how = match (usable.len(), vip) {
         (0, _) => "nobody is there".to_owned(),

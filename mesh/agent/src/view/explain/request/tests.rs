@@ -41,7 +41,15 @@ const SWARM: &str = r#"{"version": 1,
  {"id": "t3", "service": "b", "name": "lb.1.t3", "node": "n2", "desired_state": "running", "state": "running",
   "addresses": [{"network": "back", "address": "10.0.1.6"}]},
  {"id": "t4", "service": "e", "name": "far.1.t4", "node": "n2", "desired_state": "running", "state": "running",
-  "addresses": [{"network": "out", "address": "10.0.2.5"}]}],
+  "addresses": [{"network": "out", "address": "10.0.2.5"}]},
+ {"id": "u1", "name": "old", "node": "n1", "desired_state": "running", "state": "running", "sandbox": "sb9",
+  "addresses": [{"network": "back", "address": "10.0.1.9"}],
+  "routing": {"labels": {"interlock.hostname": "old", "interlock.domain": "example", "interlock.network": "back", "interlock.port": "80"}}},
+ {"id": "u2", "name": "shown", "node": "n1", "desired_state": "running", "state": "running",
+  "routing": {"labels": {"interlock.hostname": "shown", "interlock.domain": "example"}, "published": "127.0.0.1",
+   "ports": [{"target_port": 80, "published_port": 32768, "publish_mode": "host"}]}},
+ {"id": "u3", "name": "mute", "node": "n1", "desired_state": "running", "state": "running",
+  "routing": {"labels": {"interlock.hostname": "mute", "interlock.domain": "example"}}}],
 "nodes": [{"id": "n1", "hostname": "node1"}, {"id": "n2", "hostname": "node2"}]}"#;
 
 fn view() -> View {
@@ -129,6 +137,13 @@ fn what_a_request_says_decides() {
     }
     let told = ask(&view, "http://far.example/");
     assert_eq!(told.missing, ["a task on this node in network out, from whose namespace it could be reached"]);
+    let told = ask(&view, "http://old.example/");
+    assert_eq!(told.summary, "reaches old on node1 (10.0.1.9)");
+    assert_eq!(at(&told, "backend"), ["old:80 in back: the only ready backend, in turn"]);
+    assert_eq!(told.hops.iter().flat_map(|h| &h.backends).map(|b| b.task.as_str()).collect::<Vec<_>>(), ["old"]);
+    let told = ask(&view, "http://shown.example/");
+    assert_eq!((told.verdict, told.summary.as_str()), (Verdict::Delivered, "reaches 127.0.0.1:32768"));
+    assert_eq!(at(&told, "foothold"), ["connections are opened in the node's own namespace"]);
     assert!(at(&ask(&view, "http://lb.example/"), "backend")[0].contains("its virtual IP 10.0.1.2; whoever balances"));
 
     let told = ask(&view, "https://safe.example/");
@@ -182,16 +197,17 @@ fn problems_are_their_own_services() {
     let pair = |object: &str, place: &str| (object.to_owned(), place.to_owned());
     let conflict = pair("service late", "swarmesh.http.l.host");
     let refused = pair("service late", "swarmesh.http.bad.prot");
+    let unpublished = pair("container mute", "interlock.port");
     let unreached = pair("service far", "swarmesh.http.f.host");
-    assert_eq!(told(&view), [unreached.clone(), refused.clone(), conflict.clone()]);
+    assert_eq!(told(&view), [unpublished.clone(), unreached.clone(), refused.clone(), conflict.clone()]);
     let service = view.snapshot.services.get("f").unwrap();
     assert_eq!(view.problems_of(service).len(), 2);
-    assert_eq!(view.told_plan().problems.len(), 3);
+    assert_eq!(view.told_plan().problems.len(), 4);
     // Where no request comes in, nobody has to be reached.
     let view = View { listeners: Listeners::default(), ..view };
-    assert_eq!(told(&view), [refused, conflict]);
+    assert_eq!(told(&view), [unpublished, refused, conflict]);
 
     let counted = status(&view, std::time::Duration::ZERO).routes;
     assert_eq!(counted.dialects["swarmesh"], 6);
-    assert_eq!((counted.dialects["flow_proxy"], counted.owners, counted.http.len()), (1, 6, 0));
+    assert_eq!((counted.dialects["flow_proxy"], counted.owners, counted.http.len()), (1, 9, 0));
 }
