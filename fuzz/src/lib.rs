@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod hello;
 pub mod ipvs;
 mod names;
+pub mod proxy_header;
 mod raw;
 pub mod upstream;

@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: the packet path of the resolver and the kernel's answers about IPVS against what libFuzzer makes up (fuzz/).
+//! `cargo xtask fuzz`: what comes in by the wire and from the kernel, against what libFuzzer makes up (fuzz/).
 
 use std::process::Command;
 
@@ -10,8 +10,9 @@ use crate::{
 };
 
 /// Each with the longest input that is of use: the server cuts queries at 2048 bytes, and no client takes more than 4096 by UDP. A
-/// virtual server with all that there is to say of it has some 400 bytes.
-const TARGETS: [(&str, u32); 3] = [("client_query", 2048), ("upstream_answer", 5000), ("ipvs_answer", 4096)];
+/// virtual server with all that there is to say of it has some 400 bytes. A hello with a post-quantum key has 1800.
+const TARGETS: [(&str, u32); 5] =
+    [("client_query", 2048), ("upstream_answer", 5000), ("ipvs_answer", 4096), ("client_hello", 4096), ("proxy_header", 512)];
 
 /// How long each target runs.
 #[derive(Clone, Copy, Debug)]

@@ -14,6 +14,9 @@ const UNIT: &str = "not (binary(~real) or binary(runtime) or (package(swarmesh-t
 const NETNS: &str = "binary(~real) or binary(runtime) or (package(swarmesh-tests) and binary(~netns))";
 const SWARM: &str = "package(swarmesh-tests) and kind(test) and (binary(~swarm) or binary(~dockerlab))";
 
+/// Another implementation of TLS to ask, and the bundle of CAs that backends are verified by.
+const UNIT_PACKAGES: [&str; 2] = ["openssl", "ca-certificates"];
+
 const NETNS_PACKAGES: [&str; 12] = [
     "nftables",
     "iptables",
@@ -69,6 +72,7 @@ pub(crate) fn run(tier: Option<Tier>, filter: &[String]) -> Result<()> {
 }
 
 fn unit(filter: &[String]) -> Result<()> {
+    packages::ensure(&UNIT_PACKAGES)?;
     execute(cargo().args(["fmt", "--all", "--check"]))?;
     execute(cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"]))?;
     nextest("default", UNIT, filter)
