@@ -43,7 +43,8 @@ pub struct Certificates {
 #[derive(Debug, Default)]
 struct Current {
     table: Arc<Table>,
-    keys: HashMap<CertificateRef, Arc<CertifiedKey>>,
+    /// The same for as many tables as name the same certificates.
+    keys: Arc<HashMap<CertificateRef, Arc<CertifiedKey>>>,
     default: Option<Arc<CertifiedKey>>,
 }
 
@@ -91,13 +92,19 @@ impl Certificates {
         let mut held = self.held();
         let wanted: HashSet<&CertificateRef> =
             table.routes().iter().filter_map(|route| route.certificate.as_ref()).chain(&self.default).collect();
+        let before = held.len();
         held.retain(|reference, _| wanted.contains(reference));
+        let new: Vec<&CertificateRef> = wanted.into_iter().filter(|reference| !held.contains_key(*reference)).collect();
+        if new.is_empty() && held.len() == before {
+            let current = self.current.load();
+            let (keys, default) = (Arc::clone(&current.keys), current.default.clone());
+            self.current.store(Arc::new(Current { table, keys, default }));
+            return;
+        }
         let mut parsed = parsed(&held);
-        for reference in wanted {
-            if !held.contains_key(reference) {
-                let new = self.read(reference, None, &mut parsed);
-                held.insert(reference.clone(), new);
-            }
+        for reference in new {
+            let read = self.read(reference, None, &mut parsed);
+            held.insert(reference.clone(), read);
         }
         self.publish(&held, table);
     }
@@ -157,9 +164,9 @@ impl Certificates {
 
     fn publish(&self, held: &HashMap<CertificateRef, Held>, table: Arc<Table>) {
         let key = |held: &Held| held.loaded.as_ref().map(|(_, loaded)| Arc::clone(&loaded.key));
-        let keys = held.iter().filter_map(|(reference, held)| Some((reference.clone(), key(held)?))).collect();
+        let keys = held.iter().filter_map(|(reference, held)| Some((reference.clone(), key(held)?))).collect::<HashMap<_, _>>();
         let default = self.default.as_ref().and_then(|reference| key(held.get(reference)?));
-        self.current.store(Arc::new(Current { table, keys, default }));
+        self.current.store(Arc::new(Current { table, keys: Arc::new(keys), default }));
     }
 
     /// `before` is what it was until now, and stays if what is there cannot be used.
@@ -443,6 +450,15 @@ mod tests {
         certificates.update(table(vec![route("a.example", Some(file("a.pem"))), route("b.example", Some(file("copy.pem")))]));
         assert!(Arc::ptr_eq(&certificates.find(Some("a.example")).unwrap(), &first));
         assert!(Arc::ptr_eq(&certificates.find(Some("b.example")).unwrap(), &first), "the same bytes by another name");
+        let keys = || Arc::clone(&certificates.current.load().keys);
+        let before = keys();
+        certificates.update(table(vec![
+            route("a.example", Some(file("copy.pem"))),
+            route("b.example", Some(file("a.pem"))),
+            route("c.example", None),
+        ]));
+        assert!(Arc::ptr_eq(&keys(), &before), "other routes, the same certificates");
+        assert!(certificates.find(Some("a.example")).is_some() && certificates.find(Some("c.example")).is_none());
         certificates.update(table(vec![route("b.example", Some(file("copy.pem")))]));
         assert!(certificates.find(Some("a.example")).is_none());
     }
