@@ -89,6 +89,7 @@ impl World {
             node: Some("here".to_owned()),
             hostname: "here".to_owned(),
             takeover: Default::default(),
+            router: Default::default(),
             store: Store::new(directory.path().join("state")),
             patience: Duration::from_secs(2),
             audit_every: Duration::from_secs(60),
