@@ -35,7 +35,8 @@ impl Lab {
     fn show(&self) -> Result<()> {
         title("Up: three nodes, their overlays, the tasks of examples/demo.yml, and an agent on each node");
         let stack = root().join("examples/demo.yml");
-        execute(self.lab(&["up", "--name", NAME, "--nodes", "3", "--wait", "--file"]).arg(&stack))?;
+        // The agents' own variable: they take requests on port 80 of their nodes.
+        execute(self.lab(&["up", "--name", NAME, "--nodes", "3", "--wait", "--file"]).arg(&stack).env("SWARMESH_HTTP", "0.0.0.0:80"))?;
         execute(&mut self.lab(&["status", "--name", NAME]))?;
 
         title("Published ports: any node answers, any task may, and it sees the client's own address");
@@ -60,6 +61,13 @@ impl Lab {
         let answer = self.exec("demo_web.1", &["curl", "--silent", "--show-error", "--max-time", "5", "http://api/"])?;
         say(&format!("web.1 -> http://api/   {}", first_lines(&answer, &["task", "node", "remote"])));
 
+        title("Routes: by a request's host, from our own labels and from Interlock's, to the tasks themselves");
+        for (node, host) in NODES.into_iter().zip(["api.example.com", "api.example.org", "api.example.com"]) {
+            let (url, header) = (format!("http://{node}/"), format!("Host: {host}"));
+            let answer = self.exec("client1", &["curl", "--silent", "--show-error", "--max-time", "5", "--header", &header, &url])?;
+            say(&format!("client1 -> {node} as {host}   {}", first_lines(&answer, &["task", "node"])));
+        }
+
         title("Scaling: no task, no silence: a port without a usable task refuses at once");
         execute(&mut self.lab(&["scale", "--name", NAME, "demo_web=0"]))?;
         let url = format!("http://{}:8080/", NODES[0]);
@@ -74,8 +82,16 @@ impl Lab {
         self.wait_for("three tasks of web are back", || Ok(self.usable(8080)? == 3))?;
 
         title("What the agent on node1 says");
-        let targets = ["tcp://192.0.2.11:8080", "dns://tasks.api"];
-        for command in [&["status"][..], &["services"], &["endpoints"], &["names"], &["explain", targets[0]], &["explain", targets[1]]] {
+        for command in [
+            &["status"][..],
+            &["services"],
+            &["endpoints"],
+            &["names"],
+            &["routes"],
+            &["explain", "tcp://192.0.2.11:8080"],
+            &["explain", "dns://tasks.api"],
+            &["explain", "http://api.example.com/"],
+        ] {
             let program = self.program.to_string_lossy().into_owned();
             let words: Vec<&str> = std::iter::once(program.as_str()).chain(command.iter().copied()).collect();
             say(&format!("\nnode1$ swarmesh {}", command.join(" ")));

@@ -66,6 +66,8 @@ pub struct Health {
     failures: AtomicU32,
     /// Milliseconds after [`Endpoint`]'s process began; 0 if it is not out.
     out_until: AtomicU64,
+    /// It could not be connected to when that was last tried in the background.
+    unreachable: AtomicBool,
 }
 
 /// Counts one request as long as it lives.
@@ -126,7 +128,15 @@ impl Health {
         true
     }
 
+    /// Says whether this is news.
+    pub fn checked(&self, is_reachable: bool) -> bool {
+        self.unreachable.swap(!is_reachable, Ordering::Relaxed) == is_reachable
+    }
+
     pub fn is_out(&self, now: Instant) -> bool {
+        if self.unreachable.load(Ordering::Relaxed) {
+            return true;
+        }
         let until = self.out_until.load(Ordering::Relaxed);
         until != 0 && millis(now) < until
     }

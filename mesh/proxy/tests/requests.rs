@@ -309,3 +309,18 @@ fn a_length_beside_chunks_does_not_go_on() {
         assert_eq!((answer.body.as_str(), answer.header("content-length")), ("hello", None));
     }
 }
+
+#[test]
+fn a_task_that_cannot_be_connected_to_is_left_out_when_checks_are_asked_for() {
+    let stage = stage().service("web", 1, who).dead_task("web").route(Match::host("a"), "web", |route| {
+        route.policy.check_connect = true;
+        // Without this, a request that meets it goes on to the other one, and nobody sees a difference.
+        route.policy.retries.attempts = Some(0);
+    });
+    let begun = std::time::Instant::now();
+    let all_well = || (0..10).all(|_| stage.get("a", "/").status == 200);
+    while !all_well() {
+        assert!(begun.elapsed() < Duration::from_secs(15), "it still gets requests");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}

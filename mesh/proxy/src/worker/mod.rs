@@ -1,6 +1,7 @@
 //! Workers: one thread and one single-threaded runtime each, with listeners and connections to backends of its own.
 
 pub(crate) mod activity;
+mod checks;
 mod connection;
 mod listen;
 
@@ -145,7 +146,7 @@ impl Proxy {
                 let upstreams = Rc::new(Upstreams::new(dialer, Arc::clone(&shared.backend_tls), &config.times, config.sizes));
                 let connections = Count::new(config.sizes.connections);
                 let worker = Rc::new(Worker { shared, config, upstreams, drain, connections });
-                LocalSet::new().block_on(&runtime, worker.run(listeners));
+                LocalSet::new().block_on(&runtime, worker.run(number, listeners));
             };
             threads.push(thread::Builder::new().name(format!("proxy-{number}")).spawn(work).map_err(ProxyError::Start)?);
         }
@@ -205,8 +206,11 @@ fn watch_files(shared: &Shared, ends: &watch::Receiver<bool>) {
 const LAST_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Worker {
-    async fn run(self: Rc<Self>, listeners: Vec<(Kind, std::net::TcpListener)>) {
+    async fn run(self: Rc<Self>, number: usize, listeners: Vec<(Kind, std::net::TcpListener)>) {
         tokio::task::spawn_local(sweep(Rc::clone(&self.upstreams)));
+        if number == 0 {
+            tokio::task::spawn_local(checks::check(Rc::clone(&self)));
+        }
         let mut accepting = Vec::new();
         for (kind, listener) in listeners {
             match TcpListener::from_std(listener) {
