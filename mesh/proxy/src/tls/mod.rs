@@ -11,7 +11,11 @@ mod testing;
 mod upstream;
 mod x509;
 
-use std::{io, path::Path, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rustls::{
     CommonState, ServerConfig,
@@ -41,8 +45,13 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 /// Whom clients' certificates are believed from.
-#[derive(Clone, Debug)]
-pub struct ClientAuthorities(Arc<dyn ClientCertVerifier>);
+#[derive(Debug)]
+pub struct ClientAuthorities {
+    verifier: Arc<dyn ClientCertVerifier>,
+    bundle: PathBuf,
+    file: files::Watched,
+    text: Vec<u8>,
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -70,20 +79,37 @@ impl ClientAuthorities {
     /// From a bundle of CAs in PEM. Who has no certificate, or does not give it, can go on; who gives one that they did not sign,
     /// or that has expired, cannot.
     pub fn read(bundle: &Path) -> Result<Self, ConfigError> {
+        let (file, text) = files::Watched::read(bundle.to_owned());
         let place = Place::Configured(bundle.to_owned());
-        let (_, text) = files::Watched::read(bundle.to_owned());
-        let roots = pem::roots(&place, &text.map_err(|reason| place.error(reason))?)?;
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
-        Ok(Self(verifier.allow_unauthenticated().build()?))
+        let text = text.map_err(|reason| place.error(reason))?;
+        let roots = pem::roots(&place, &text)?;
+        let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+        Ok(Self { verifier: builder.allow_unauthenticated().build()?, bundle: bundle.to_owned(), file, text })
+    }
+
+    /// Looks at the bundle, and reads it if it changed. Says whether there are others now, which takes another configuration. A bundle
+    /// that cannot be used leaves what there was, and is told each time. To be called from time to time, from where waiting for a
+    /// disk delays nobody.
+    pub fn refresh(&mut self) -> Result<bool, ConfigError> {
+        if !self.file.is_stale() {
+            return Ok(false);
+        }
+        let new = Self::read(&self.bundle)?;
+        if new.text == self.text {
+            self.file = new.file;
+            return Ok(false);
+        }
+        *self = new;
+        Ok(true)
     }
 }
 
 /// For all listeners and workers: tickets that one of them gave are good with the others. Another bundle of client CAs takes
 /// another configuration, whose ticket keys are new, so that nobody comes back who would not be let in again.
-pub fn server_config(certificates: Arc<Certificates>, clients: Option<ClientAuthorities>) -> Result<Arc<ServerConfig>, ConfigError> {
+pub fn server_config(certificates: Arc<Certificates>, clients: Option<&ClientAuthorities>) -> Result<Arc<ServerConfig>, ConfigError> {
     let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13, &TLS12])?;
     let builder = match clients {
-        Some(ClientAuthorities(verifier)) => builder.with_client_cert_verifier(verifier),
+        Some(clients) => builder.with_client_cert_verifier(Arc::clone(&clients.verifier)),
         None => builder.with_no_client_auth(),
     };
     let mut config = builder.with_cert_resolver(certificates);

@@ -69,7 +69,7 @@ impl Node {
             fs::write(&path, &authority.certificate).unwrap();
             ClientAuthorities::read(&path).unwrap()
         });
-        server_config(Arc::clone(&self.certificates), clients).unwrap()
+        server_config(Arc::clone(&self.certificates), clients.as_ref()).unwrap()
     }
 
     /// Reads the hello first, as the proxy does, and says `hello` to whoever came through.
@@ -214,15 +214,36 @@ async fn client_certificates_are_optional_verified_and_told() {
             assert!(matches!(seen, Err(AcceptError::Tls(rustls::Error::InvalidCertificate(_)))), "{seen:?}");
         }
     }
-    let path = node.root.path().join("none.pem");
-    for text in [None, Some("no certificate")] {
-        if let Some(text) = text {
-            fs::write(&path, text).unwrap();
+}
+
+#[tokio::test]
+async fn another_bundle_lets_in_others_and_nobody_comes_back_by_ticket() {
+    let node = Node::new();
+    let (old, new) = (Authority::new(), Authority::new());
+    let path = node.root.path().join("bundle.pem");
+    fs::write(&path, &old.certificate).unwrap();
+    let mut clients = ClientAuthorities::read(&path).unwrap();
+    let before = node.serve(server_config(Arc::clone(&node.certificates), Some(&clients)).unwrap()).await;
+    let (of_old, of_new) = (node.client(&[&TLS13], &[], Some(&old.site(&["x"]))), node.client(&[&TLS13], &[], Some(&new.site(&["x"]))));
+    assert!(visit(before.address, &of_old, "a.example").await.is_ok() && visit(before.address, &of_new, "a.example").await.is_err());
+    fs::write(&path, &old.certificate).unwrap();
+    assert!(!clients.refresh().unwrap(), "the same again");
+    for reason in [Reason::NoCertificate, Reason::Missing] {
+        if reason == Reason::Missing {
+            fs::remove_file(&path).unwrap();
+        } else {
+            fs::write(&path, "no certificate").unwrap();
         }
-        let error = ClientAuthorities::read(&path).unwrap_err();
-        let expected = if text.is_some() { Reason::NoCertificate } else { Reason::Missing };
-        assert!(matches!(&error, ConfigError::Certificate(e) if e.reason == expected), "{error}");
+        for _ in 0..2 {
+            let error = clients.refresh().unwrap_err();
+            assert!(matches!(&error, ConfigError::Certificate(e) if e.reason == reason), "{error}");
+        }
+        assert!(matches!(ClientAuthorities::read(&path), Err(ConfigError::Certificate(e)) if e.reason == reason));
     }
+    fs::write(&path, &new.certificate).unwrap();
+    assert!(clients.refresh().unwrap());
+    let after = node.serve(server_config(Arc::clone(&node.certificates), Some(&clients)).unwrap()).await;
+    assert!(visit(after.address, &of_old, "a.example").await.is_err() && visit(after.address, &of_new, "a.example").await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
