@@ -102,7 +102,7 @@ async fn open_or_pass(worker: Rc<Worker>, mut stream: Rewound<TcpStream>, mut cl
         return;
     }
     stream.put_back(hello.bytes);
-    let config = Arc::clone(&worker.shared.tls);
+    let config = worker.shared.tls.load_full();
     match tls::accept(config, &worker.shared.certificates, stream, hello.sni.as_deref(), deadline).await {
         Ok(stream) => {
             add(&worker.shared.counts.handshakes, 1);

@@ -43,7 +43,8 @@ pub struct Shared {
     /// The node's own users, if it has any.
     pub(crate) node_gate: Option<Arc<Gate>>,
     pub certificates: Arc<Certificates>,
-    pub(crate) tls: Arc<ServerConfig>,
+    /// Another one when the CAs of clients change.
+    pub(crate) tls: ArcSwap<ServerConfig>,
     pub backend_tls: Arc<UpstreamTls>,
 }
 
@@ -58,6 +59,21 @@ impl Shared {
         // First: nobody is to be sent to TLS that is not there yet.
         self.certificates.update(Arc::clone(&routing.table));
         self.routing.store(Arc::new(routing));
+    }
+
+    /// Looks whether clients are believed by others now.
+    fn refresh_clients(&self, clients: &mut ClientAuthorities) {
+        match clients.refresh() {
+            Ok(false) => {}
+            Ok(true) => match server_config(Arc::clone(&self.certificates), Some(clients)) {
+                Ok(config) => {
+                    self.tls.store(config);
+                    tracing::info!("the CAs of clients were read again");
+                }
+                Err(error) => tracing::warn!(%error, "the CAs of clients stay as they were"),
+            },
+            Err(error) => tracing::warn!(%error, "the CAs of clients stay as they were"),
+        }
     }
 }
 
@@ -112,7 +128,7 @@ impl Proxy {
         let directories = Directories { secrets: config.secrets_dir.clone(), certificates: config.certificates_dir.clone() };
         let certificates = Arc::new(Certificates::new(directories, config.default_certificate.clone()));
         let clients = config.client_authorities.as_deref().map(ClientAuthorities::read).transpose()?;
-        let tls = server_config(Arc::clone(&certificates), clients)?;
+        let tls = server_config(Arc::clone(&certificates), clients.as_ref())?;
         let shared = Arc::new(Shared {
             routing: ArcSwap::default(),
             counts: ProxyCounts::default(),
@@ -120,7 +136,7 @@ impl Proxy {
             verifier: Verifier::new(workers.div_ceil(2))?,
             node_gate: Gate::node(NODE_REALM, config.node_users()),
             certificates,
-            tls,
+            tls: ArcSwap::new(tls),
             backend_tls: Arc::new(UpstreamTls::new(config.backend_authorities.clone())?),
         });
         let config = Arc::new(config);
@@ -151,7 +167,7 @@ impl Proxy {
             threads.push(thread::Builder::new().name(format!("proxy-{number}")).spawn(work).map_err(ProxyError::Start)?);
         }
         let (shared_files, ends) = (Arc::clone(&shared), drains);
-        let look = move || watch_files(&shared_files, &ends);
+        let look = move || watch_files(&shared_files, clients, &ends);
         threads.push(thread::Builder::new().name("proxy-files".to_owned()).spawn(look).map_err(ProxyError::Start)?);
         Ok(Self { shared, drain, threads, addresses })
     }
@@ -181,7 +197,7 @@ impl Proxy {
 const NODE_REALM: &str = "swarmesh";
 
 /// Reads certificates again when their files change.
-fn watch_files(shared: &Shared, ends: &watch::Receiver<bool>) {
+fn watch_files(shared: &Shared, mut clients: Option<ClientAuthorities>, ends: &watch::Receiver<bool>) {
     const EVERY: Duration = Duration::from_secs(1);
     const STEP: Duration = Duration::from_millis(100);
     let mut due = Instant::now() + EVERY;
@@ -191,6 +207,9 @@ fn watch_files(shared: &Shared, ends: &watch::Receiver<bool>) {
         if Instant::now() >= due {
             if shared.certificates.refresh() {
                 tracing::info!("certificates were read again");
+            }
+            if let Some(clients) = &mut clients {
+                shared.refresh_clients(clients);
             }
             match shared.backend_tls.refresh() {
                 Ok(false) => {}
