@@ -132,6 +132,11 @@ impl Upstreams {
         {
             return Ok(lease);
         }
+        // What is seldom needed must not make every request's future larger: those are moved.
+        Box::pin(self.open(endpoint, wanted, is_private)).await
+    }
+
+    async fn open(&self, endpoint: &Arc<Endpoint>, wanted: &Wanted<'_>, is_private: bool) -> Result<Lease, ConnectError> {
         let stream = self.connect(endpoint, wanted).await?;
         let sender = match &endpoint.tls {
             None if endpoint.protocol == BackendProtocol::H2c => Sender::Http2(self.handshake2(endpoint, stream, is_private).await?),

@@ -213,14 +213,14 @@ impl Exchange<'_> {
             match filter {
                 Filter::BasicAuth(auth) => {
                     let gate = gates.next().ok_or(Stop::Status(REFUSED))?;
-                    gate.pass(&shared.verifier, &parts.headers).await.map_err(Stop::Auth)?;
+                    Box::pin(gate.pass(&shared.verifier, &parts.headers)).await.map_err(Stop::Auth)?;
                     if auth.consume {
                         parts.headers.remove(header::AUTHORIZATION);
                     }
                 }
                 Filter::GlobalAuth => {
                     if let Some(gate) = &shared.node_gate {
-                        gate.pass(&shared.verifier, &parts.headers).await.map_err(Stop::Auth)?;
+                        Box::pin(gate.pass(&shared.verifier, &parts.headers)).await.map_err(Stop::Auth)?;
                         parts.headers.remove(header::AUTHORIZATION);
                     }
                 }
@@ -411,7 +411,7 @@ impl Exchange<'_> {
         }
         let deadline = Instant::now() + self.times.queue;
         while Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            Box::pin(tokio::time::sleep(Duration::from_millis(5))).await;
             if let Some(busy) = endpoint.begin(most) {
                 return Some(busy);
             }

@@ -15,6 +15,12 @@ use swarmesh_router::model::{
 use super::head::Head;
 use crate::auth::Refusal;
 
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
 /// What is known of who asks.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -123,7 +129,7 @@ impl Outgoing<'_> {
         let is_tls = self.client.tls.is_some();
         if forward.forwarded_for {
             let mut whole = String::new();
-            for value in self.headers.get_all("x-forwarded-for") {
+            for value in self.headers.get_all(FORWARDED_FOR) {
                 if let Ok(value) = value.to_str() {
                     whole.push_str(value);
                     whole.push_str(", ");
@@ -131,12 +137,12 @@ impl Outgoing<'_> {
             }
             // Writing to a String does not fail.
             let _ = write!(whole, "{client}");
-            self.set(HeaderName::from_static("x-forwarded-for"), &whole);
+            self.set(FORWARDED_FOR, &whole);
         }
-        if forward.real_ip && !(self.client.is_trusted && self.headers.contains_key("x-real-ip")) {
-            self.set(HeaderName::from_static("x-real-ip"), &client.to_string());
+        if forward.real_ip && !(self.client.is_trusted && self.headers.contains_key(REAL_IP)) {
+            self.set(REAL_IP, &client.to_string());
         }
-        let name = HeaderName::from_static("x-forwarded-proto");
+        let name = FORWARDED_PROTO;
         let scheme = if is_tls { "https" } else { "http" };
         match forward.proto {
             None => {}
@@ -149,11 +155,11 @@ impl Outgoing<'_> {
         }
         if forward.port {
             let port = self.client.local.port().to_string();
-            self.set(HeaderName::from_static("x-forwarded-port"), &port);
+            self.set(FORWARDED_PORT, &port);
         }
         if forward.request_id {
             let id = self.request_id().to_owned();
-            self.set(HeaderName::from_static("x-request-id"), &id);
+            self.set(REQUEST_ID, &id);
         }
         // Only where somebody else uses it already (RFC 7239, 7.1): two kinds of headers could disagree.
         if self.headers.contains_key(header::FORWARDED) {
@@ -309,27 +315,24 @@ fn is_claim(name: &str) -> bool {
 
 /// Takes out what is between the client and us (RFC 9110, 7.6.1). Returns the protocol that an upgrade asks for.
 pub(crate) fn take_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
+    // Looked for by name once, as most requests have at most one of them.
+    if !headers.keys().any(is_hop_by_hop) {
+        return None;
+    }
     let mut upgrade = None;
     if headers.contains_key(header::CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| HeaderName::try_from(name.trim()).ok())
-            // Nobody may take these away from the next one who reads.
-            .filter(|name| ![header::HOST, header::CONTENT_LENGTH, header::AUTHORIZATION, header::COOKIE].contains(name))
-            .collect();
+        // Nobody may take these away from the next one who reads.
+        let kept = [header::HOST, header::CONTENT_LENGTH, header::AUTHORIZATION, header::COOKIE];
+        let named = named_in_connection(headers);
         if named.contains(&header::UPGRADE) {
             upgrade = headers.get(header::UPGRADE).cloned();
         }
-        for name in named {
+        for name in named.iter().filter(|name| !kept.contains(name)) {
             headers.remove(name);
         }
-        headers.remove(header::CONNECTION);
     }
     let takes_trailers = headers.get_all(header::TE).iter().any(|v| v.as_bytes().eq_ignore_ascii_case(b"trailers"));
-    for name in ["keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization", "te", "transfer-encoding", "upgrade"] {
+    while let Some(name) = headers.keys().find(|name| is_hop_by_hop(name)).cloned() {
         headers.remove(name);
     }
     // gRPC wants it told.
@@ -337,6 +340,26 @@ pub(crate) fn take_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
     upgrade
+}
+
+/// The names that `Connection` lists.
+pub(crate) fn named_in_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).filter_map(|name| HeaderName::try_from(name.trim()).ok()).collect()
+}
+
+pub(crate) fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+    )
 }
 
 /// HTTP/2 may have parted it (RFC 9113, 8.2.3).

@@ -12,7 +12,7 @@ use crate::auth::Refusal;
 
 use super::{
     body::AnswerBody,
-    request::{About, Stop, applies, change_header},
+    request::{About, Stop, applies, change_header, is_hop_by_hop, named_in_connection},
 };
 
 /// An answer of our own: a line that says what it means.
@@ -51,23 +51,21 @@ pub(crate) fn take_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(header::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }
-    if headers.contains_key(header::CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| HeaderName::try_from(name.trim()).ok())
-            .filter(|name| ![header::CONTENT_LENGTH, header::SET_COOKIE].contains(name))
-            .collect();
-        for name in named {
-            headers.remove(name);
-        }
-        headers.remove(header::CONNECTION);
+    if !headers.keys().any(is_between) {
+        return;
     }
-    for name in ["keep-alive", "proxy-connection", "transfer-encoding", "upgrade"] {
+    let kept = [header::CONTENT_LENGTH, header::SET_COOKIE];
+    for name in named_in_connection(headers).iter().filter(|name| !kept.contains(name)) {
         headers.remove(name);
     }
+    while let Some(name) = headers.keys().find(|name| is_between(name)).cloned() {
+        headers.remove(name);
+    }
+}
+
+/// A backend's challenge to a proxy is not for us alone: it goes on.
+fn is_between(name: &HeaderName) -> bool {
+    is_hop_by_hop(name) && name != header::PROXY_AUTHENTICATE && name != header::TE
 }
 
 /// What answers need of their requests.

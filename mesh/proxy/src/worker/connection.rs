@@ -168,6 +168,7 @@ where
     let mut is_ending = false;
     loop {
         select! {
+            biased;
             // How it ended, its requests know.
             _ = connection.as_mut() => return,
             overdue = &mut overdue, if !is_ending => match overdue {
