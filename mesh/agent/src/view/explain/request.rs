@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
+use std::{fmt, time::SystemTime};
 
 use swarmesh_model::{NetworkId, TaskId};
 use swarmesh_plan::{Backend, BackendState};
@@ -105,12 +105,9 @@ fn routed(view: &View, story: &mut Story, asking: &Asking, port: u16) -> Outcome
             story.hop("route", format!("{}; the connection is passed on unopened, by the name in its hello", told(route)));
             return answered(view, story, route, asking);
         }
-        let Some(certificate) = table.certificate(Some(name)) else {
-            story.hop("certificate", "no route brings a certificate for this name, and none passes it on unopened");
-            story.missing(format!("a certificate for {name}"));
+        if !has_certificate(view, story, name) {
             return (Verdict::Refused, format!("no certificate for {name}: the connection is dropped"));
-        };
-        story.hop("certificate", format!("TLS ends here, with {certificate:?}"));
+        }
     }
     let headers: Vec<(&str, &str)> = asking.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let headers = Sent(&headers);
@@ -132,6 +129,37 @@ fn routed(view: &View, story: &mut Story, asking: &Asking, port: u16) -> Outcome
         }
     }
     answered(view, story, route, asking)
+}
+
+/// Tells which certificate a client is shown that asks for a name. A route's that cannot be used gives way to the node's own.
+fn has_certificate(view: &View, story: &mut Story, name: &str) -> bool {
+    let certificates = view.proxy.as_ref().map(|proxy| &proxy.certificates);
+    let named = view.compiled().table.certificate(Some(name));
+    let problems = certificates.map(|c| c.problems(SystemTime::now())).unwrap_or_default();
+    let mut is_unusable = false;
+    for problem in problems.iter().filter(|p| Some(&p.certificate) == named) {
+        is_unusable |= !problem.shown;
+        story.missing(format!("{:?}: {}", problem.certificate, problem.fault));
+    }
+    match (named, certificates.and_then(|c| c.find(Some(name)))) {
+        (Some(named), Some(_)) if !is_unusable => story.hop("certificate", format!("TLS ends here, with {named:?}")),
+        // The routes as such, without a proxy that has read any file.
+        (Some(named), None) if certificates.is_none() => story.hop("certificate", format!("TLS would end here, with {named:?}")),
+        (_, Some(_)) => story.hop("certificate", "TLS ends here, with the node's own certificate"),
+        (Some(named), None) => {
+            story.hop("certificate", format!("{named:?} cannot be used, and the node has none of its own"));
+            return false;
+        }
+        (None, None) => {
+            story.hop(
+                "certificate",
+                "no route brings a certificate for this name, none passes it on unopened, and the node has none of its own",
+            );
+            story.missing(format!("a certificate for {name}"));
+            return false;
+        }
+    };
+    true
 }
 
 struct Sent<'a>(&'a [(&'a str, &'a str)]);

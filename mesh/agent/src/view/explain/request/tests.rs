@@ -147,7 +147,7 @@ fn what_a_request_says_decides() {
     assert!(at(&ask(&view, "http://lb.example/"), "backend")[0].contains("its virtual IP 10.0.1.2; whoever balances"));
 
     let told = ask(&view, "https://safe.example/");
-    assert_eq!(at(&told, "certificate"), ["TLS ends here, with secret safe.pem with itself"]);
+    assert_eq!(at(&told, "certificate"), ["TLS would end here, with secret safe.pem with itself"]);
     assert_eq!(told.verdict, Verdict::Delivered, "{}", told.summary);
     let told = ask(&view, "https://app.example/");
     assert_eq!((told.verdict, told.summary.as_str()), (Verdict::Refused, "no certificate for app.example: the connection is dropped"));
