@@ -100,6 +100,10 @@ pub(super) fn explain(view: &View, story: &mut Story, asking: &Asking) -> Outcom
 fn routed(view: &View, story: &mut Story, asking: &Asking, port: u16) -> Outcome {
     let table = &view.compiled().table;
     let name = asking.authority.rsplit_once(':').filter(|_| asking.port.is_some()).map_or(asking.authority.as_str(), |(name, _)| name);
+    if let Some(route) = table.find_tcp(port) {
+        story.hop("route", format!("{}; whatever comes by it is passed on unopened", told(route)));
+        return answered(view, story, route, asking);
+    }
     if asking.tls {
         if let Some(route) = table.find_tls(Some(name), port) {
             story.hop("route", format!("{}; the connection is passed on unopened, by the name in its hello", told(route)));

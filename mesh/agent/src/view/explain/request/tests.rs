@@ -23,7 +23,9 @@ const SWARM: &str = r#"{"version": 1,
    "swarmesh.http.post.host": "app.example", "swarmesh.http.post.method": "POST", "swarmesh.http.post.status": "405",
    "swarmesh.http.two.host": "app.example", "swarmesh.http.two.header.x-version": "2", "swarmesh.http.two.port": "80",
    "swarmesh.http.safe.host": "safe.example", "swarmesh.http.safe.port": "80", "swarmesh.http.safe.https-only": "true",
-   "swarmesh.http.safe.tls.certificate": "safe.pem"}},
+   "swarmesh.http.safe.tls.certificate": "safe.pem",
+   "swarmesh.http.sni.host": "sni.example", "swarmesh.http.sni.port": "443", "swarmesh.http.sni.listen": "tls",
+   "swarmesh.http.raw.listen": "tcp", "swarmesh.http.raw.listen-port": "9000", "swarmesh.http.raw.port": "9"}},
  {"id": "b", "name": "lb", "networks": [{"network": "back"}], "vips": [{"network": "back", "address": "10.0.1.2"}],
   "labels": {"com.docker.lb.hosts": "lb.example", "com.docker.lb.port": "80", "com.docker.lb.backend_mode": "vip"}},
  {"id": "c", "name": "hrm", "networks": [{"network": "back"}],
@@ -149,6 +151,12 @@ fn what_a_request_says_decides() {
     let told = ask(&view, "https://safe.example/");
     assert_eq!(at(&told, "certificate"), ["TLS would end here, with secret safe.pem with itself"]);
     assert_eq!(told.verdict, Verdict::Delivered, "{}", told.summary);
+    let told = ask(&view, "https://sni.example/");
+    assert!(at(&told, "route")[0].ends_with("passed on unopened, by the name in its hello"), "{told:?}");
+    assert_eq!((told.verdict, at(&told, "backend")[0]), (Verdict::Delivered, "own:443 in back: the only ready backend, in turn"));
+    let told = ask(&view, "http://any.example:9000/");
+    assert!(at(&told, "route")[0].ends_with("whatever comes by it is passed on unopened"), "{told:?}");
+
     let told = ask(&view, "https://app.example/");
     assert_eq!((told.verdict, told.summary.as_str()), (Verdict::Refused, "no certificate for app.example: the connection is dropped"));
     assert_eq!(told.missing, ["a certificate for app.example"]);
@@ -208,6 +216,6 @@ fn problems_are_their_own_services() {
     assert_eq!(told(&view), [unpublished, refused, conflict]);
 
     let counted = status(&view, std::time::Duration::ZERO).routes;
-    assert_eq!(counted.dialects["swarmesh"], 6);
+    assert_eq!(counted.dialects["swarmesh"], 8);
     assert_eq!((counted.dialects["flow_proxy"], counted.owners, counted.http.len()), (1, 9, 0));
 }
