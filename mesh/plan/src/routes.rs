@@ -228,8 +228,11 @@ pub(crate) fn owner_routes(workload: &Workload<'_>, settings: &Settings, old: Op
     if outcome.routes.is_empty() && outcome.problems.is_empty() {
         return None;
     }
-    let known = old.map(|o| o.routes.as_slice()).unwrap_or_default();
-    let shared = |route: Route| known.iter().find(|k| ***k == route).map_or_else(|| Arc::new(route.clone()), Arc::clone);
+    let known: HashMap<&Origin, &Arc<Route>> = old.into_iter().flat_map(|o| &o.routes).map(|r| (&r.origin, r)).collect();
+    let shared = |route: Route| match known.get(&route.origin) {
+        Some(same) if ***same == route => Arc::clone(same),
+        _ => Arc::new(route),
+    };
     Some(OwnerRoutes { routes: outcome.routes.into_iter().map(shared).collect(), problems: outcome.problems })
 }
 

@@ -266,6 +266,11 @@ fn a_plain_container_is_reached_by_its_network_or_by_its_published_port() {
     plan.step(|s| s.insert_task(container(&by_network)));
     assert_eq!(plan.upstreams(), [to("c1", 21, 81)]);
     assert!(plan.foothold("n1").is_some(), "its own namespace, or another in that network");
+    let elsewhere = Network { subnets: network("n1", 7, false).subnets, ..network("n1", 1, false) };
+    plan.step(|s| s.insert_network(elsewhere));
+    assert_eq!(plan.upstreams(), [], "an address that is not its network's own is nobody's");
+    plan.step(|s| s.insert_network(network("n1", 1, false)));
+    assert_eq!(plan.upstreams(), [to("c1", 21, 81)]);
     let delta = plan.step(|s| s.insert_task(Task { healthy: Some(false), ..container(&by_network) }));
     assert_eq!((delta.owners.len(), plan.upstreams().len()), (0, 0), "an unhealthy one gets nothing");
 
