@@ -145,8 +145,8 @@ impl RoutePlan {
         match target {
             Target::Service { network: Some(network), .. } | Target::Container { network, .. } => Some(network),
             Target::Service { id, network: None } => Some(&self.services.get(id.as_str())?.in_network(None)?.network),
-            Target::Host { network, .. } => network.as_ref(),
-            Target::Published { .. } => None,
+            // Found, and connected to, from where the agent is.
+            Target::Host { .. } | Target::Published { .. } => None,
         }
     }
 

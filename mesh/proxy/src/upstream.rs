@@ -8,7 +8,7 @@ use std::{
     fmt,
     future::Future,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -283,8 +283,20 @@ async fn addresses(of: &Upstream) -> Result<Vec<SocketAddr>, ConnectError> {
         Upstream::Task { address, port, .. } | Upstream::Vip { address, port, .. } | Upstream::Published { address, port, .. } => {
             vec![SocketAddr::new(*address, *port)]
         }
-        Upstream::Host { name, port } => tokio::net::lookup_host((name.as_str(), *port)).await.map_err(ConnectError::Name)?.collect(),
+        Upstream::Host { name, port } => {
+            let found = tokio::net::lookup_host((name.as_str(), *port)).await.map_err(ConnectError::Name)?;
+            found.filter(|address| leads_elsewhere(address.ip())).collect()
+        }
     })
+}
+
+/// Whether a label may lead there by a name: not to what only this node is meant to reach, as its admin API is, and a cloud's
+/// metadata.
+fn leads_elsewhere(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => !(address.is_loopback() || address.is_unspecified() || address.is_link_local() || address.is_broadcast()),
+        IpAddr::V6(address) => !(address.is_loopback() || address.is_unspecified() || address.is_unicast_link_local()),
+    }
 }
 
 impl Lease {
@@ -324,5 +336,20 @@ pub(crate) async fn sweep(upstreams: Rc<Upstreams>) {
     loop {
         second.tick().await;
         upstreams.sweep(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_does_not_lead_to_what_is_this_nodes_alone() {
+        for address in ["127.0.0.1", "127.8.9.1", "0.0.0.0", "169.254.169.254", "::1", "::", "fe80::1", "::ffff:127.0.0.1"] {
+            assert!(!leads_elsewhere(address.parse().unwrap()), "{address}");
+        }
+        for address in ["192.0.2.1", "10.0.0.1", "2001:db8::1"] {
+            assert!(leads_elsewhere(address.parse().unwrap()), "{address}");
+        }
     }
 }

@@ -36,7 +36,7 @@ pub enum Target {
     Container { id: String, network: NetworkId },
     /// A container by a port that its node publishes.
     Published { container: String },
-    /// A name that leads somewhere else. It is resolved where the service's tasks would resolve it.
+    /// A name that leads somewhere else. It is resolved and reached from the node itself.
     Host { name: String, network: Option<NetworkId> },
 }
 
