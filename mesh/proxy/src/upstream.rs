@@ -20,6 +20,7 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use swarmesh_router::model::{BackendProtocol, BackendTls, Upstream};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -117,6 +118,9 @@ pub(crate) struct Wanted<'a> {
     /// What the backend is told before the first byte; such a connection is this client's alone.
     pub(crate) preface: Option<Vec<u8>>,
     pub(crate) private: bool,
+    /// It carries one request and is closed after the answer with a reset: a FIN from this side would keep its port in TIME_WAIT
+    /// for a minute, and there are some 28,000 of them to one address.
+    pub(crate) once: bool,
 }
 
 impl Upstreams {
@@ -125,7 +129,7 @@ impl Upstreams {
     }
 
     pub(crate) async fn connection(&self, endpoint: &Arc<Endpoint>, wanted: &Wanted<'_>) -> Result<Lease, ConnectError> {
-        let is_private = wanted.private || wanted.preface.is_some();
+        let is_private = wanted.private || wanted.once || wanted.preface.is_some();
         if !wanted.fresh
             && !is_private
             && let Some(lease) = self.idle(endpoint).await
@@ -211,6 +215,9 @@ impl Upstreams {
             Err(failed.unwrap_or_else(|| ConnectError::Name(io::ErrorKind::NotFound.into())))
         };
         let mut stream = timeout(wanted.connect_time, connecting).await.map_err(|_| ConnectError::TimedOut(wanted.connect_time))??;
+        if wanted.once {
+            SockRef::from(&stream).set_linger(Some(Duration::ZERO)).map_err(ConnectError::Socket)?;
+        }
         if let Some(preface) = &wanted.preface {
             tokio::io::AsyncWriteExt::write_all(&mut stream, preface).await.map_err(ConnectError::Connect)?;
         }

@@ -4,10 +4,12 @@ mod common;
 
 use std::{collections::BTreeMap, time::Duration};
 
+use base64::Engine as _;
 use common::{Reply, Seen, Stage, ok, with_status};
 use swarmesh_proxy::Config;
 use swarmesh_router::model::{
-    Action, Ejection, Filter, ForwardHeaders, ForwardedProto, Match, PathMatch, Redirect, RedirectCode, RedirectTarget, RetryOn, Stickiness,
+    Action, BackendMode, BasicAuth, Ejection, Filter, ForwardHeaders, ForwardedProto, Match, Password, PathMatch, Redirect, RedirectCode,
+    RedirectTarget, RetryOn, Stickiness, User,
 };
 
 fn who(seen: &Seen) -> Reply {
@@ -42,6 +44,44 @@ fn requests_of_many_clients_share_few_connections_to_a_backend() {
     for _ in 0..3 {
         assert_eq!(client.answer().unwrap().body, "web.0 GET /1 HTTP/1.1");
     }
+}
+
+/// Who balances a VIP sees connections, so that two requests on one would go to the same task.
+#[test]
+fn each_request_to_a_vip_has_a_connection_of_its_own() {
+    let stage = stage().service("web", 1, who).route(Match::host("a"), "web", |route| {
+        if let Action::Forward(backends) = &mut route.action {
+            backends.members.iter_mut().for_each(|member| member.mode = BackendMode::Vip);
+        }
+    });
+    let mut client = stage.connect();
+    for _ in 0..5 {
+        client.send("GET /1 HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(client.answer().unwrap().body, "web.0 GET /1 HTTP/1.1");
+    }
+    assert_eq!(stage.backends["web"][0].connections.load(std::sync::atomic::Ordering::Relaxed), 5);
+}
+
+/// What the route's own list keeps to itself, the node's list needs too.
+#[test]
+fn a_user_of_the_route_and_of_the_node_gets_in() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "both:secret\nnode:secret\n").unwrap();
+    let user = |name: &str| User { name: name.to_owned(), password: Some(Password::Plain("secret".into())) };
+    let auth =
+        BasicAuth { realm: "r".to_owned(), users: vec![user("both"), user("route")], secret: None, secret_hashed: false, consume: true };
+    let stage = Stage::new(Config { users: Some(file.path().to_owned()), ..Config::default() }).service("web", 1, who).route(
+        Match::host("a"),
+        "web",
+        |route| route.filters = vec![Filter::BasicAuth(auth), Filter::GlobalAuth],
+    );
+    for (credentials, status) in [("both:secret", 200), ("route:secret", 401), ("node:secret", 401), ("both:wrong", 401)] {
+        let mut client = stage.connect();
+        let encoded = base64::engine::general_purpose::STANDARD.encode(credentials);
+        client.send(format!("GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Basic {encoded}\r\n\r\n"));
+        assert_eq!(client.answer().unwrap().status, status, "{credentials}");
+    }
+    assert!(stage.seen("web").iter().all(|seen| seen.header("authorization").is_none()), "the password went on to the backend");
 }
 
 #[test]

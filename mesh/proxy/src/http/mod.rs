@@ -20,7 +20,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use swarmesh_router::{
-    model::{Action, Filter, Headers, NO_ROUTE, Policy, REFUSED, RetryOn},
+    model::{Action, Filter, Headers, NO_ROUTE, Policy, REFUSED, RetryOn, Upstream},
     table,
 };
 use tokio::time::timeout;
@@ -209,18 +209,20 @@ impl Exchange<'_> {
     async fn filter(&mut self, parts: &mut Parts) -> Result<(), Stop> {
         let (lane, shared) = (self.lane, &self.worker.shared);
         let mut gates = lane.gates.iter();
+        // Each gate sees what the client said, also behind one that lets nothing of it go on.
+        let said: HeaderMap = parts.headers.get_all(header::AUTHORIZATION).iter().map(|v| (header::AUTHORIZATION, v.clone())).collect();
         for filter in &lane.route.filters {
             match filter {
                 Filter::BasicAuth(auth) => {
                     let gate = gates.next().ok_or(Stop::Status(REFUSED))?;
-                    Box::pin(gate.pass(&shared.verifier, &parts.headers)).await.map_err(Stop::Auth)?;
+                    Box::pin(gate.pass(&shared.verifier, &said)).await.map_err(Stop::Auth)?;
                     if auth.consume {
                         parts.headers.remove(header::AUTHORIZATION);
                     }
                 }
                 Filter::GlobalAuth => {
                     if let Some(gate) = &shared.node_gate {
-                        Box::pin(gate.pass(&shared.verifier, &parts.headers)).await.map_err(Stop::Auth)?;
+                        Box::pin(gate.pass(&shared.verifier, &said)).await.map_err(Stop::Auth)?;
                         parts.headers.remove(header::AUTHORIZATION);
                     }
                 }
@@ -312,7 +314,9 @@ impl Exchange<'_> {
                 preface: policy
                     .proxy_protocol
                     .map(|version| crate::proxy_protocol::header(version, self.client.address, self.client.local)),
-                private: policy.close_upstream || self.upgrade.is_some(),
+                private: self.upgrade.is_some(),
+                // Behind a VIP, it is the connection that is balanced.
+                once: self.upgrade.is_none() && (policy.close_upstream || matches!(endpoint.upstream, Upstream::Vip { .. })),
             };
             let mut lease = match self.worker.upstreams.connection(&endpoint, &wanted).await {
                 Ok(lease) => lease,

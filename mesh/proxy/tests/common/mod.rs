@@ -28,8 +28,9 @@ use swarmesh_router::{
 pub(crate) struct Services(pub(crate) HashMap<String, Vec<IpAddr>>);
 
 impl Tasks for Services {
-    fn vip(&self, _: &str, _: Option<&NetworkId>) -> Option<IpAddr> {
-        None
+    /// As if the first task were all of the service.
+    fn vip(&self, owner: &str, _: Option<&NetworkId>) -> Option<IpAddr> {
+        self.0.get(owner)?.first().copied()
     }
 
     fn usable(&self, owner: &str, _: Option<&NetworkId>) -> Vec<(TaskId, IpAddr)> {
