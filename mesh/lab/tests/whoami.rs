@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio_rustls::rustls;
+
 struct Whoami {
     child: Child,
     port: u16,
@@ -112,6 +114,68 @@ fn lines_are_echoed_after_one_greeting() {
         stream.read_line(&mut line).unwrap();
         assert_eq!(line, expected);
     }
+}
+
+#[test]
+fn a_websocket_greets_and_echoes_and_ends_with_the_server() {
+    let whoami = Whoami::start(&[], true);
+    let mut stream = BufReader::new(whoami.connect());
+    let upgrade = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    write!(stream.get_mut(), "GET /total HTTP/1.1\r\nhost: web\r\n{upgrade}\r\n").unwrap();
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert!(stream.read_line(&mut head).unwrap() > 0, "closed after {head:?}");
+    }
+    assert!(head.starts_with("HTTP/1.1 101 ") && head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
+    let mut frame = |expected: &[u8]| {
+        let mut head = [0; 2];
+        stream.read_exact(&mut head).unwrap();
+        let mut content = vec![0; usize::from(head[1])];
+        stream.read_exact(&mut content).unwrap();
+        assert!(content.starts_with(expected), "{content:?}");
+        (head[0], stream.get_ref().try_clone().unwrap())
+    };
+    let (_, mut sink) = frame(b"web.1.abc node1 ");
+    // "Hello" as the RFC masks it: as text, and as a ping.
+    let masked = [0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
+    for (sent, comes) in [(0x81, 0x81), (0x89, 0x8a)] {
+        sink.write_all(&[&[sent], &masked[..]].concat()).unwrap();
+        assert_eq!(frame(b"Hello").0, comes);
+    }
+    whoami.terminate();
+    assert_eq!(frame(&1001u16.to_be_bytes()).0, 0x88);
+}
+
+#[test]
+fn one_port_opens_tls_and_takes_what_comes_without() {
+    let made = rcgen::generate_simple_self_signed(vec!["web.example".to_owned()]).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let pem = directory.path().join("web.pem");
+    std::fs::write(&pem, made.cert.pem() + &made.signing_key.serialize_pem()).unwrap();
+    let whoami = Whoami::start(&["--tls", &pem.to_string_lossy()], true);
+    assert!(whoami.get("/").starts_with("HTTP/1.1 200 "));
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let client = rustls::ClientConnection::new(std::sync::Arc::new(config), "web.example".try_into().unwrap()).unwrap();
+    let mut stream = rustls::StreamOwned::new(client, whoami.connect());
+    stream.write_all(b"GET /x HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    // Its end is without a farewell, which is not what is asked here.
+    let _ = stream.read_to_string(&mut text);
+    assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.contains("GET /x HTTP/1.1\n"), "{text}");
+}
+
+#[test]
+fn a_login_gives_a_cookie() {
+    let whoami = Whoami::start(&[], true);
+    let cookie = |path: &str| {
+        let text = whoami.get(path);
+        text.lines().find_map(|l| l.strip_prefix("set-cookie: ")).map(str::to_owned).unwrap()
+    };
+    let (first, second) = (cookie("/login?cookie=JSESSIONID"), cookie("/login"));
+    assert!(first.starts_with("JSESSIONID=") && second.starts_with("SESSION="), "{first} {second}");
+    assert_ne!(cookie("/login"), second);
 }
 
 #[test]

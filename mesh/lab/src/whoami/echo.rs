@@ -7,13 +7,16 @@ use tokio::{
     net::UdpSocket,
 };
 
-use super::{Failure, Server, listen, sniff::Rewound};
+use super::{
+    Failure, Server, listen,
+    sniff::{Carrier, Rewound},
+};
 
 /// A longer line is echoed in pieces of this size.
 const LONGEST_LINE: u64 = 64 * 1024;
 
 /// One greeting, then every line as it came.
-pub(super) async fn lines(stream: Rewound, remote: SocketAddr, local: SocketAddr, server: &Server) -> io::Result<()> {
+pub(super) async fn lines<S: Carrier>(stream: Rewound<S>, remote: SocketAddr, local: SocketAddr, server: &Server) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     server.think().await;
     let greeting = server.identity.greeting(remote, local) + "\n";

@@ -12,14 +12,19 @@ use std::{
 use hyper::{
     HeaderMap, Request, Response, StatusCode,
     body::Incoming,
-    header::{CONTENT_TYPE, HeaderValue},
+    header::{CONTENT_TYPE, HeaderValue, SET_COOKIE},
     server::conn::http1,
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 
-use super::{Failure, Running, Server, answer::Answer, sniff::Rewound};
+use super::{
+    Failure, Running, Server,
+    answer::Answer,
+    sniff::{Carrier, Rewound},
+    websocket,
+};
 
 /// `/bytes` gives no more than this.
 const MOST_BYTES: u64 = 1 << 32;
@@ -39,14 +44,28 @@ struct Told<'a> {
     headers: Vec<(&'a str, String)>,
 }
 
-pub(super) async fn serve(stream: Rewound, remote: SocketAddr, local: SocketAddr, server: Arc<Server>, mut running: Running) {
-    let service = service_fn(|request| {
-        let server = Arc::clone(&server);
-        async move { Ok::<_, Infallible>(answer(&request, remote, local, &server).await) }
+pub(super) async fn serve<S: Carrier>(
+    stream: Rewound<S>,
+    remote: SocketAddr,
+    local: SocketAddr,
+    server: Arc<Server>,
+    mut running: Running,
+) {
+    let upgraded = running.clone();
+    let service = service_fn(|mut request| {
+        let (server, running) = (Arc::clone(&server), upgraded.clone());
+        async move {
+            let response = match websocket::accept(&mut request, remote, local, &server, running) {
+                Some(response) => response,
+                None => answer(&request, remote, local, &server).await,
+            };
+            Ok::<_, Infallible>(response)
+        }
     });
     // Without a timer hyper would refuse its own header read timeout; a caller may idle as long as it likes.
-    let mut connection =
-        pin!(http1::Builder::new().header_read_timeout(None).half_close(true).serve_connection(TokioIo::new(stream), service));
+    let mut connection = pin!(
+        http1::Builder::new().header_read_timeout(None).half_close(true).serve_connection(TokioIo::new(stream), service).with_upgrades()
+    );
     tokio::select! {
         // Errors are the caller's: it went away, or did not speak HTTP after all.
         _ = connection.as_mut() => return,
@@ -80,6 +99,16 @@ async fn answer(request: &Request<Incoming>, remote: SocketAddr, local: SocketAd
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             response
         }
+        "/login" => {
+            let name = word(request, "cookie").unwrap_or("SESSION");
+            let mut response = plain(StatusCode::OK, Answer::text(lines(&told(request, remote, local, server))));
+            let session = format!("{name}={:x}-{}; Path=/; HttpOnly", now_ns(), remote.port());
+            // What cannot stand in a header was not asked for by a browser.
+            if let Ok(value) = HeaderValue::from_str(&session) {
+                response.headers_mut().insert(SET_COOKIE, value);
+            }
+            response
+        }
         _ => {
             if path == "/slow" {
                 tokio::time::sleep(Duration::from_millis(parameter(request, "ms").unwrap_or(500))).await;
@@ -97,7 +126,15 @@ fn plain(status: StatusCode, body: Answer) -> Response<Answer> {
 }
 
 fn parameter(request: &Request<Incoming>, name: &str) -> Option<u64> {
-    request.uri().query()?.split('&').filter_map(|p| p.split_once('=')).find(|(n, _)| *n == name)?.1.parse().ok()
+    word(request, name)?.parse().ok()
+}
+
+fn word<'a>(request: &'a Request<Incoming>, name: &str) -> Option<&'a str> {
+    Some(request.uri().query()?.split('&').filter_map(|p| p.split_once('=')).find(|(n, _)| *n == name)?.1)
+}
+
+fn now_ns() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos())
 }
 
 fn told<'a>(request: &'a Request<Incoming>, remote: SocketAddr, local: SocketAddr, server: &'a Server) -> Told<'a> {

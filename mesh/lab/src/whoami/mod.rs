@@ -1,15 +1,18 @@
-//! The server that a lab's tasks run when the stack gives them nothing else: HTTP and line echo on every TCP port, echo
-//! on every UDP port, and a choice of ways to be slow, late or broken.
+//! The server that a lab's tasks run when the stack gives them nothing else: HTTP, WebSocket and line echo on every TCP port,
+//! in TLS where it has a certificate, echo on every UDP port, and a choice of ways to be slow, late or broken.
 
 mod answer;
 mod echo;
 mod http;
 mod listen;
 mod sniff;
+mod tls;
+mod websocket;
 
 use std::{
     io,
     net::SocketAddr,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,6 +22,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::timeout,
 };
+use tokio_rustls::rustls::ServerConfig;
 
 /// How long requests that were under way at the end may take to finish.
 const FINISH: Duration = Duration::from_secs(1);
@@ -40,6 +44,9 @@ pub struct WhoamiArgs {
     /// Go on serving for this many seconds after SIGTERM
     #[arg(long, value_name = "SECS", env = "WHOAMI_LINGER", default_value = "0", value_parser = seconds)]
     pub linger: Duration,
+    /// A PEM file with a certificate and its key: TLS is opened on every TCP port, beside what comes without
+    #[arg(long, value_name = "FILE", env = "WHOAMI_TLS")]
+    pub tls: Option<PathBuf>,
 }
 
 /// What goes wrong, and when.
@@ -67,6 +74,8 @@ pub enum Failure {
 pub enum WhoamiError {
     #[error("cannot listen on {protocol} port {port}: {error}")]
     Listen { protocol: swarmesh_model::Protocol, port: u16, error: io::Error },
+    #[error("cannot use {} for TLS: {error}", file.display())]
+    Tls { file: PathBuf, error: io::Error },
     #[error("cannot start: {0}")]
     Runtime(#[from] io::Error),
     #[error("crashed, as --fail crash-after asked for")]
@@ -99,6 +108,7 @@ impl Identity {
 struct Server {
     identity: Identity,
     fail: Failure,
+    tls: Option<Arc<ServerConfig>>,
     since: Instant,
 }
 
@@ -145,7 +155,11 @@ async fn serve(mut args: WhoamiArgs) -> Result<(), WhoamiError> {
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let server = Arc::new(Server { identity: Identity::from_environment(), fail: args.fail, since: Instant::now() });
+    let tls = match &args.tls {
+        Some(file) => Some(tls::config(file).map_err(|error| WhoamiError::Tls { file: file.clone(), error })?),
+        None => None,
+    };
+    let server = Arc::new(Server { identity: Identity::from_environment(), fail: args.fail, tls, since: Instant::now() });
     let (stop, stopped) = watch::channel(false);
     let (alive, mut ended) = mpsc::channel(1);
     let running = Running { stop: stopped, _alive: alive };

@@ -1,4 +1,4 @@
-//! One port for two protocols: the first bytes tell HTTP from lines.
+//! One port for all protocols: the first bytes tell HTTP, TLS and lines from each other.
 
 use std::{
     io,
@@ -15,15 +15,21 @@ use tokio::{
     time::timeout,
 };
 
+use tokio_rustls::TlsAcceptor;
+
 use super::{Running, Server, echo, http};
 
 /// A caller that stops in the middle of a method's name gets the echo after this time.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// The first byte of TLS.
+const HANDSHAKE: u8 = 0x16;
 const METHODS: [&[u8]; 9] = [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"TRACE ", b"CONNECT "];
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Protocol {
     Http,
+    /// A hello, to be opened where there is a certificate.
+    Tls,
     Lines,
     Undecided,
 }
@@ -33,12 +39,37 @@ fn protocol(start: &[u8]) -> Protocol {
         Protocol::Http
     } else if METHODS.iter().any(|method| method.starts_with(start)) {
         Protocol::Undecided
+    } else if start.first() == Some(&HANDSHAKE) {
+        Protocol::Tls
     } else {
         Protocol::Lines
     }
 }
 
-pub(super) async fn serve(mut stream: TcpStream, remote: SocketAddr, local: SocketAddr, server: Arc<Server>, mut running: Running) {
+/// What a connection carries: bytes as they come, or what TLS had inside.
+pub(super) trait Carrier: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Carrier for S {}
+
+pub(super) async fn serve(stream: TcpStream, remote: SocketAddr, local: SocketAddr, server: Arc<Server>, mut running: Running) {
+    let Some((protocol, stream)) = look(stream, &mut running).await else { return };
+    match (&server.tls, protocol) {
+        (Some(config), Protocol::Tls) => {
+            let opened = tokio::select! {
+                opened = TlsAcceptor::from(Arc::clone(config)).accept(stream) => opened,
+                () = running.stopped() => return,
+            };
+            // A handshake that fails is the caller's.
+            let Ok(stream) = opened else { return };
+            let Some((protocol, stream)) = look(stream, &mut running).await else { return };
+            talk(protocol, stream, remote, local, server, running).await;
+        }
+        _ => talk(protocol, stream, remote, local, server, running).await,
+    }
+}
+
+/// Reads until the protocol is clear; `None` when there is nobody left to serve.
+async fn look<S: Carrier>(mut stream: S, running: &mut Running) -> Option<(Protocol, Rewound<S>)> {
     let mut start = Vec::with_capacity(1024);
     let decided = loop {
         let read = async {
@@ -50,10 +81,10 @@ pub(super) async fn serve(mut stream: TcpStream, remote: SocketAddr, local: Sock
         };
         let read = tokio::select! {
             read = read => read,
-            () = running.stopped() => return,
+            () = running.stopped() => return None,
         };
         match read {
-            Err(_) => return,
+            Err(_) => return None,
             // End of input, or a pause: what came so far is all there is to judge by.
             Ok(0) => break Protocol::Lines,
             Ok(_) => match protocol(&start) {
@@ -62,10 +93,20 @@ pub(super) async fn serve(mut stream: TcpStream, remote: SocketAddr, local: Sock
             },
         }
     };
-    let stream = Rewound { start, taken: 0, stream };
-    match decided {
+    Some((decided, Rewound { start, taken: 0, stream }))
+}
+
+async fn talk<S: Carrier>(
+    protocol: Protocol,
+    stream: Rewound<S>,
+    remote: SocketAddr,
+    local: SocketAddr,
+    server: Arc<Server>,
+    mut running: Running,
+) {
+    match protocol {
         Protocol::Http => http::serve(stream, remote, local, server, running).await,
-        Protocol::Lines | Protocol::Undecided => tokio::select! {
+        Protocol::Lines | Protocol::Tls | Protocol::Undecided => tokio::select! {
             _ = echo::lines(stream, remote, local, &server) => {}
             () = running.stopped() => {}
         },
@@ -74,13 +115,13 @@ pub(super) async fn serve(mut stream: TcpStream, remote: SocketAddr, local: Sock
 
 /// A connection whose first bytes have been looked at already.
 #[derive(Debug)]
-pub(super) struct Rewound {
+pub(super) struct Rewound<S> {
     start: Vec<u8>,
     taken: usize,
-    stream: TcpStream,
+    stream: S,
 }
 
-impl AsyncRead for Rewound {
+impl<S: Carrier> AsyncRead for Rewound<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let left = &self.start[self.taken..];
         if left.is_empty() {
@@ -93,7 +134,7 @@ impl AsyncRead for Rewound {
     }
 }
 
-impl AsyncWrite for Rewound {
+impl<S: Carrier> AsyncWrite for Rewound<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
@@ -118,5 +159,6 @@ mod tests {
         assert_eq!(protocol(b"POTATO\n"), Protocol::Lines);
         assert_eq!(protocol(b"GET\n"), Protocol::Lines);
         assert_eq!(protocol(b"hello\n"), Protocol::Lines);
+        assert_eq!(protocol(b"\x16\x03\x01"), Protocol::Tls);
     }
 }
