@@ -193,8 +193,8 @@ impl Proxy {
     }
 }
 
-/// What a browser shows who asks.
-const NODE_REALM: &str = "swarmesh";
+/// What a browser shows who asks: as Docker Flow Proxy said it, so that browsers know the password that they have kept.
+const NODE_REALM: &str = "defaultRealm";
 
 /// Reads certificates again when their files change.
 fn watch_files(shared: &Shared, mut clients: Option<ClientAuthorities>, ends: &watch::Receiver<bool>) {
