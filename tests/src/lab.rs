@@ -65,11 +65,21 @@ impl Lab {
         self.lab(&["deploy", "--prune", "--stack-name", "t", "--file", &file]).map(drop)
     }
 
+    /// As [`Self::deploy`], with variables that the stack names.
+    pub fn deploy_with(&self, stack: &str, variables: &[(&str, &str)]) -> Result<()> {
+        let file = self.write_stack(stack)?;
+        self.lab_with(&["deploy", "--prune", "--stack-name", "t", "--file", &file], variables).map(drop)
+    }
+
     /// `swarmesh lab WORDS… ` for this lab.
     pub fn lab(&self, words: &[&str]) -> Result<String> {
+        self.lab_with(words, &[])
+    }
+
+    fn lab_with(&self, words: &[&str], variables: &[(&str, &str)]) -> Result<String> {
         let (first, rest) = words.split_first().context("no command")?;
         let mut command = Command::new(program());
-        command.args(["lab", first, "--name", &self.name]).args(rest).stdin(Stdio::null());
+        command.args(["lab", first, "--name", &self.name]).args(rest).envs(variables.iter().copied()).stdin(Stdio::null());
         let output = command.output().context("cannot run swarmesh")?;
         if !output.status.success() {
             bail!("swarmesh lab {} ended with {}: {}", words.join(" "), output.status, String::from_utf8_lossy(&output.stderr).trim());

@@ -11,4 +11,6 @@ pub mod netns;
 pub mod patience;
 pub mod plane;
 pub mod rows;
+pub mod service_create;
 pub mod stray;
+pub mod websocket;

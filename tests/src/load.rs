@@ -43,6 +43,11 @@ impl Load {
     /// `per_second` connections in all, on an ordinary machine, from the namespace at `path`, to each of `targets` in turn: connect, one HTTP
     /// request, the answer read to its end. Eight threads, so that a slow answer does not hold up the others.
     pub fn start(path: &Path, targets: Vec<SocketAddr>, per_second: u32) -> Result<Self> {
+        Self::start_for(path, targets, None, per_second)
+    }
+
+    /// As [`Self::start`], for a host of this name.
+    pub fn start_for(path: &Path, targets: Vec<SocketAddr>, host: Option<&'static str>, per_second: u32) -> Result<Self> {
         const THREADS: u32 = 8;
         let stop = Arc::new(AtomicBool::new(false));
         let outcome = Arc::new(Mutex::new(Outcome::default()));
@@ -59,7 +64,10 @@ impl Load {
                     due += pause;
                     let target = targets[turn % targets.len()];
                     turn += 1;
-                    let result = request(target, patient(Duration::from_secs(5)));
+                    let result = match host {
+                        Some(host) => request_for(host, target, patient(Duration::from_secs(5))),
+                        None => request(target, patient(Duration::from_secs(5))),
+                    };
                     let Ok(mut outcome) = outcome.lock() else { return };
                     outcome.attempted += 1;
                     match result {
@@ -98,9 +106,14 @@ impl Load {
 
 /// One connection, one request, the whole answer.
 pub fn request(target: SocketAddr, patience: Duration) -> std::io::Result<String> {
+    request_for(&target.to_string(), target, patience)
+}
+
+/// As [`request`], for `host`.
+pub fn request_for(host: &str, target: SocketAddr, patience: Duration) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&target, patience)?;
     stream.set_read_timeout(Some(patience))?;
-    stream.write_all(format!("GET / HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n").as_bytes())?;
+    stream.write_all(format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     if answer.starts_with("HTTP/1.1 200") {

@@ -17,12 +17,13 @@ const SWARM: &str = "package(swarmesh-tests) and kind(test) and (binary(~swarm) 
 /// Another implementation of TLS to ask, and the bundle of CAs that backends are verified by.
 const UNIT_PACKAGES: [&str; 2] = ["openssl", "ca-certificates"];
 
-const NETNS_PACKAGES: [&str; 12] = [
+const NETNS_PACKAGES: [&str; 13] = [
     "nftables",
     "iptables",
     "iproute2",
     "conntrack",
     "curl",
+    "openssl",
     "procps",
     "iputils-ping",
     "bind9-dnsutils",
