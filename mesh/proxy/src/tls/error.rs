@@ -11,6 +11,8 @@ pub enum Place {
     File(String),
     /// A label's, by the name that it is given there.
     Label(String),
+    /// Given by a call of an API, by the name that it is given there.
+    Given(String),
     /// A file that the node's configuration names.
     Configured(PathBuf),
 }
@@ -21,6 +23,7 @@ impl fmt::Display for Place {
             Self::Secret(name) => write!(f, "secret {name:?}"),
             Self::File(name) => write!(f, "certificate file {name:?}"),
             Self::Label(name) => write!(f, "label's certificate {name:?}"),
+            Self::Given(name) => write!(f, "certificate {name:?}"),
             Self::Configured(path) => write!(f, "{}", path.display()),
         }
     }

@@ -10,7 +10,9 @@ use std::{
 use arc_swap::ArcSwap;
 use aws_lc_rs::digest::{Context, Digest, SHA256};
 use rustls::{
-    server::{ClientHello, ResolvesServerCert},
+    client::verify_server_name,
+    pki_types::ServerName,
+    server::{ClientHello, ParsedCertificate, ResolvesServerCert},
     sign::CertifiedKey,
 };
 use swarmesh_router::{Table, model::CertificateRef};
@@ -36,6 +38,8 @@ pub struct Certificates {
     /// For names that have none, and for clients that say no name.
     default: Option<CertificateRef>,
     current: ArcSwap<Current>,
+    /// Shown for the names that they are for, where no route says which.
+    free: ArcSwap<Vec<FreeCertificate>>,
     /// What `current` was made of. Held while that is made again.
     held: Mutex<HashMap<CertificateRef, Held>>,
 }
@@ -55,6 +59,25 @@ struct Held {
     loaded: Option<(Digested, Arc<Loaded>)>,
     /// Of the last reading. What was loaded before is still shown.
     error: Option<CertificateError>,
+}
+
+/// A certificate with its key that no route names.
+#[derive(Clone, Debug)]
+pub struct FreeCertificate {
+    key: Arc<CertifiedKey>,
+}
+
+impl FreeCertificate {
+    /// From a text with both.
+    pub fn read(name: &str, text: &[u8]) -> Result<Self, CertificateError> {
+        let place = Place::Given(name.to_owned());
+        Ok(Self { key: pem::pair((&place, text), None)?.key })
+    }
+
+    fn is_for(&self, name: &ServerName<'_>) -> bool {
+        let leaf = self.key.cert.first().and_then(|der| ParsedCertificate::try_from(der).ok());
+        leaf.is_some_and(|leaf| verify_server_name(&leaf, name).is_ok())
+    }
 }
 
 /// What was parsed, by its SHA-256.
@@ -82,7 +105,7 @@ pub enum CertificateFault {
 impl Certificates {
     /// Has none but the default one until it is given a table. Reads files.
     pub fn new(directories: Directories, default: Option<CertificateRef>) -> Self {
-        let certificates = Self { directories, default, current: ArcSwap::default(), held: Mutex::default() };
+        let certificates = Self { directories, default, current: ArcSwap::default(), free: ArcSwap::default(), held: Mutex::default() };
         certificates.update(Arc::default());
         certificates
     }
@@ -129,11 +152,26 @@ impl Certificates {
         changed
     }
 
+    /// From now on, names that no route has a certificate for are shown the first of these that is for them.
+    pub fn set_free(&self, certificates: Vec<FreeCertificate>) {
+        self.free.store(Arc::new(certificates));
+    }
+
     /// What a client that asks for this name is shown; `None` refuses it.
     pub fn find(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
         let current = self.current.load();
-        let named = current.table.certificate(name).and_then(|reference| current.keys.get(reference));
-        named.or(current.default.as_ref()).cloned()
+        let named = current.table.certificate(name).and_then(|reference| current.keys.get(reference)).cloned();
+        named.or_else(|| self.find_free(name?)).or_else(|| current.default.clone())
+    }
+
+    /// O(certificates): there are few, and a handshake costs more than all of them.
+    fn find_free(&self, name: &str) -> Option<Arc<CertifiedKey>> {
+        let free = self.free.load();
+        if free.is_empty() {
+            return None;
+        }
+        let name = ServerName::try_from(name).ok()?;
+        free.iter().find(|certificate| certificate.is_for(&name)).map(|certificate| Arc::clone(&certificate.key))
     }
 
     /// What is not as it should be, at this time.
@@ -509,5 +547,25 @@ mod tests {
         assert_eq!(certificates.problems(from), []);
         let early = certificates.problems(from - Duration::from_secs(1));
         assert_eq!(early[0].fault, CertificateFault::NotYetValid { before: from });
+    }
+
+    #[test]
+    fn a_free_certificate_is_shown_for_its_names_where_no_route_says_which() {
+        let node = Node::new();
+        let (named, free) = (node.authority.site(&["a.example"]), node.authority.site(&["a.example", "*.free.example"]));
+        node.put("certificates", "a.pem", &named.combined());
+        let certificates = node.certificates(None, vec![route("a.example", Some(file("a.pem")))]);
+        let shown = |name: Option<&str>| certificates.find(name).map(|key| key.cert[0].clone());
+        assert_eq!(shown(Some("x.free.example")), None);
+        certificates.set_free(vec![FreeCertificate::read("f", free.combined().as_bytes()).unwrap()]);
+        let leaf = |name| shown(Some(name)).unwrap();
+        assert_ne!(leaf("x.free.example"), leaf("a.example"), "a route's own comes first");
+        for other in [Some("free.example"), Some("b.example"), Some("not a name"), None] {
+            assert_eq!(shown(other), None, "{other:?}");
+        }
+        let error = FreeCertificate::read("f", free.certificate.as_bytes()).unwrap_err();
+        assert_eq!((error.place, error.reason), (Place::Given("f".into()), Reason::NoKey));
+        certificates.set_free(Vec::new());
+        assert_eq!(shown(Some("x.free.example")), None);
     }
 }
