@@ -5,12 +5,14 @@
 //! foothold stays where it was first found.
 #![forbid(unsafe_code)]
 
+mod added;
 mod names;
 mod node_plan;
 mod planner;
 mod policy;
 mod routes;
 
+pub use added::{Added, host_workload, labels_of_host};
 pub use names::{AskerNetwork, AskerPlan, NameDelta, NamePlan, NamedNetwork, NamedPort, NamedTask, Odd, ServiceNames, ServiceZone};
 pub use node_plan::{
     Backend, BackendState, Ingress, NodePlan, PlanDelta, PortKey, PublishedPort, SandboxPlan, TaskIngress, VipChanges, VirtualService,

@@ -15,8 +15,8 @@ use swarmesh_model::{
 use swarmesh_router::dialect::{self, Workload};
 
 use crate::{
-    Backend, BackendState, Ingress, NodePlan, OwnerKey, PlanDelta, Policy, PortKey, PublishedPort, RoutedNetwork, RoutedService,
-    SandboxPlan, SourceMode, TaskIngress, VirtualService, names,
+    Added, Backend, BackendState, Ingress, NodePlan, OwnerKey, PlanDelta, Policy, PortKey, PublishedPort, RoutedNetwork, RoutedService,
+    SandboxPlan, SourceMode, TaskIngress, VirtualService, added, names,
     routes::{self, RouteIndex},
 };
 
@@ -35,6 +35,8 @@ pub struct NodeContext {
     pub leaves_names: bool,
     /// What was said beside the labels, in the systems that some of them were for.
     pub dialects: Arc<dialect::Settings>,
+    /// Services that were told of beside the swarm's labels.
+    pub added: Arc<Added>,
 }
 
 /// Which services are ours to handle.
@@ -72,6 +74,8 @@ pub struct Planner {
     /// Of all services that are labelled with nothing of ours.
     default_policy: Arc<Policy>,
     routing: RouteIndex,
+    /// Added names that no service bears are in no delta: the first look at them is still to come.
+    hosts_are_due: bool,
     plan: NodePlan,
 }
 
@@ -114,6 +118,8 @@ struct Dirty {
     routed: BTreeSet<ServiceId>,
     /// The same of this node's plain containers.
     routed_containers: BTreeSet<TaskId>,
+    /// Names that were added, or removed, or that became a service's, or are one's no more.
+    added: BTreeSet<String>,
     ingress: bool,
     problems: bool,
 }
@@ -121,6 +127,7 @@ struct Dirty {
 impl Planner {
     pub fn new(context: NodeContext) -> Self {
         Self {
+            hosts_are_due: !context.added.is_empty(),
             context,
             snapshot: Snapshot::default(),
             services: HashMap::new(),
@@ -166,8 +173,24 @@ impl Planner {
 
     /// Takes the next delta of the snapshot and returns what it changes for this node.
     pub fn update(&mut self, delta: &Delta) -> PlanDelta {
-        let mut dirty = self.note_changes(delta);
+        let dirty = self.note_changes(delta);
         self.snapshot.apply(delta);
+        self.replan(delta, dirty)
+    }
+
+    /// Plans for other services beside the swarm's. Costs a look at each service's name, and what changed.
+    pub fn set_added(&mut self, added: Arc<Added>) -> PlanDelta {
+        let mut dirty = Dirty { added: self.context.added.changed(&added).cloned().collect(), ..Dirty::default() };
+        let concerned = self.snapshot.services.values().filter(|s| dirty.added.contains(&s.name));
+        dirty.routed.extend(concerned.map(|s| s.id.clone()));
+        self.context.added = added;
+        self.replan(&Delta { version: self.plan.version, ..Delta::default() }, dirty)
+    }
+
+    fn replan(&mut self, delta: &Delta, mut dirty: Dirty) -> PlanDelta {
+        if std::mem::take(&mut self.hosts_are_due) {
+            dirty.added.extend(self.context.added.iter().map(|(name, _)| name.clone()));
+        }
         let mut out = PlanDelta { version: delta.version, ..PlanDelta::default() };
         self.plan_ingress(&mut out, &mut dirty);
         self.read_services(&mut dirty);
@@ -234,11 +257,30 @@ impl Planner {
         }
         let mut owners = BTreeSet::new();
         let mut services: BTreeSet<ServiceId> = dirty.services.iter().filter(|id| self.routing.is_named(id)).cloned().collect();
+        let mut read = Vec::new();
         for id in &dirty.routed {
             let key = OwnerKey::Service(id.clone());
             let old = self.plan.routes.owners.get(&key).map(AsRef::as_ref);
             let service = self.snapshot.services.get(id);
-            let new = service.and_then(|s| routes::owner_routes(&Workload::service(s, &self.snapshot), &self.context.dialects, old));
+            let new = service.and_then(|s| {
+                let labels = self.context.added.labels(s);
+                let workload = Workload { labels: &labels, ..Workload::service(s, &self.snapshot) };
+                routes::owner_routes(&workload, &self.context.dialects, old)
+            });
+            read.push((key, new));
+        }
+        for name in &dirty.added {
+            let key = OwnerKey::Added(name.clone());
+            let old = self.plan.routes.owners.get(&key).map(AsRef::as_ref);
+            let is_service = || self.snapshot.services.values().any(|s| s.name == *name);
+            let new = self.context.added.get(name).filter(|_| !is_service()).and_then(|parameters| {
+                let labels = added::labels_of_host(name, parameters);
+                routes::owner_routes(&added::host_workload(name, &labels), &self.context.dialects, old)
+            });
+            read.push((key, new));
+        }
+        for (key, new) in read {
+            let old = self.plan.routes.owners.get(&key).map(AsRef::as_ref);
             if old == new.as_ref() {
                 continue;
             }
@@ -332,6 +374,13 @@ impl Planner {
             self.snapshot.services.get(*id).map(|s| routed_by(s)) != new.as_ref().map(|s| routed_by(s))
         };
         dirty.routed.extend(delta.services.iter().filter(reroutes).map(|(id, _)| id.clone()));
+        if !self.context.added.is_empty() {
+            for id in &dirty.routed {
+                let both = [self.snapshot.services.get(id), delta.services.get(id).and_then(Option::as_ref)];
+                let names = both.into_iter().flatten().map(|s| &s.name).filter(|name| self.context.added.get(name).is_some());
+                dirty.added.extend(names.cloned());
+            }
+        }
         for (id, task) in &delta.tasks {
             let old = self.snapshot.tasks.get(id);
             let asks = |task: &Arc<Task>| self.is_local(task) && routes::asking(task).is_some();

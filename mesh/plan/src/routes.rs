@@ -42,6 +42,8 @@ pub enum OwnerKey {
     Service(ServiceId),
     /// A plain container of this node.
     Container(TaskId),
+    /// A name that this node was told of, and that is no service's.
+    Added(String),
 }
 
 /// JSON keys are strings: `service/x2m…`.
@@ -50,6 +52,7 @@ impl Serialize for OwnerKey {
         match self {
             Self::Service(id) => serializer.collect_str(&format_args!("service/{id}")),
             Self::Container(id) => serializer.collect_str(&format_args!("container/{id}")),
+            Self::Added(name) => serializer.collect_str(&format_args!("added/{name}")),
         }
     }
 }

@@ -7,7 +7,7 @@ use swarmesh_model::{
     ContainerRouting, Delta, Network, Port, Protocol, PublishMode, Service, ServiceNetwork, Snapshot, Subnet, Task, TaskAddress, TaskState,
     VirtualIp,
 };
-use swarmesh_plan::{NodeContext, OwnerKey, Planner, RouteDelta, RoutePlan, RoutedService};
+use swarmesh_plan::{Added, NodeContext, OwnerKey, Planner, RouteDelta, RoutePlan, RoutedService};
 use swarmesh_router::model::{BackendMode, BackendSet, Member, Upstream};
 
 fn network(id: &str, third: u8, ingress: bool) -> Network {
@@ -287,4 +287,50 @@ fn a_plan_with_routes_has_a_json_form() {
     let json = serde_json::to_value(plan.planner.plan()).unwrap();
     assert_eq!(json["routes"]["owners"]["service/web"]["routes"][0]["origin"]["dialect"], "swarmesh");
     assert_eq!(json["routes"]["footholds"]["n1"], "box-t5");
+}
+
+fn added(services: &[(&str, &[(&str, &str)])]) -> Arc<Added> {
+    let mut added = Added::default();
+    for (name, parameters) in services {
+        added.insert((*name).to_owned(), parameters.iter().map(|(p, v)| ((*p).to_owned(), (*v).to_owned())).collect());
+    }
+    Arc::new(added)
+}
+
+#[test]
+fn what_is_added_leads_to_the_service_of_the_name_or_to_the_host() {
+    let (mut plan, _) = Following::new(false);
+    let owners = |plan: &Following| plan.routes().owners.keys().cloned().collect::<Vec<_>>();
+    let parameters: &[(&str, &str)] = &[("servicePath", "/x"), ("port", "8080"), ("serviceName", "other-name"), ("users", "u:secret")];
+    let now = added(&[("other-name", parameters)]);
+    assert!(!format!("{now:?}").contains("secret"));
+    let delta = plan.planner.set_added(now);
+    assert_eq!(delta.routes.owners.keys().collect::<Vec<_>>(), [&OwnerKey::Service("other".into())]);
+    assert!(plan.routes().services.contains_key("other"), "its tasks are known from now on");
+    assert_eq!(delta.problems, None, "its name is no mistake");
+    let route = Arc::clone(&plan.routes().owners.get(&OwnerKey::Service("other".into())).unwrap().routes[0]);
+    assert_eq!((route.origin.label.as_str(), route.origin.owner.id.as_str()), ("com.df.servicePath", "other"));
+
+    // The service goes, and comes back.
+    let others = plan.now.services.get("other").unwrap().as_ref().clone();
+    plan.step(|s| s.services = s.services.iter().filter(|(id, _)| id.as_str() != "other").map(|(k, v)| (k.clone(), v.clone())).collect());
+    assert_eq!(owners(&plan), [OwnerKey::Service("web".into()), OwnerKey::Added("other-name".into())]);
+    let host = |plan: &Following| plan.routes().owners.get(&OwnerKey::Added("other-name".into())).unwrap().routes[0].clone();
+    let to = host(&plan).backends().unwrap().upstreams(plan.routes());
+    assert_eq!(to.iter().map(|u| u.upstream.clone()).collect::<Vec<_>>(), [Upstream::Host { name: "other-name".into(), port: 8080 }]);
+    // Whatever is planned anew has it too.
+    let context = NodeContext { draining: true, ..plan.planner.context().clone() };
+    plan.planner.set_context(context);
+    assert_eq!(owners(&plan).len(), 2);
+    assert_eq!(swarmesh_plan::plan(&plan.now, plan.planner.context()).routes.owners, plan.routes().owners);
+    plan.step(|s| s.insert_service(others));
+    assert_eq!(owners(&plan), [OwnerKey::Service("other".into()), OwnerKey::Service("web".into())]);
+
+    // Its own labels of the dialect count again when nothing else is said.
+    plan.planner.set_added(added(&[("web-name", &[("servicePath", "/y"), ("port", "1"), ("outboundHostname", "else.example")])]));
+    assert_eq!(owners(&plan), [OwnerKey::Service("web".into())]);
+    let labels = |plan: &Following| plan.routes().routes().map(|r| r.origin.label.clone()).collect::<Vec<_>>();
+    assert_eq!(labels(&plan), ["com.df.servicePath", "swarmesh.http.web.host"], "other dialects' labels stay");
+    plan.planner.set_added(Arc::default());
+    assert_eq!(labels(&plan), ["swarmesh.http.web.host"]);
 }

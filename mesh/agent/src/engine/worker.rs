@@ -122,7 +122,8 @@ impl<P: Plane> Worker<P> {
         let leaves_names = this.names.is_none();
         let dialects = Arc::clone(&this.settings.router.dialects);
         let listeners = this.settings.router.listeners.clone();
-        let context = NodeContext { node: None, takeover: this.settings.takeover, draining, leaves_names, dialects };
+        let context =
+            NodeContext { node: None, takeover: this.settings.takeover, draining, leaves_names, dialects, added: Arc::default() };
         this.planner.set_context(context.clone());
         let others = std::mem::take(&mut this.settings.other_planes);
         let plane = this.plane.status(Instant::now());

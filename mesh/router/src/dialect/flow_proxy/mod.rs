@@ -154,6 +154,27 @@ fn fault(label: impl Into<String>, value: impl Into<String>, reason: Reason) -> 
     Box::new((label.into(), value.into(), reason))
 }
 
+/// What a call of the proxy's API says of a service, as the labels that say the same, among those of its labels that another
+/// dialect reads. Its name is not among the parameters that count: the owner has it.
+pub fn labels_of(parameters: &BTreeMap<String, String>, others: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut labels: BTreeMap<String, String> =
+        others.iter().filter(|(label, _)| !label.starts_with(PREFIX)).map(|(label, value)| (label.clone(), value.clone())).collect();
+    let said = parameters.iter().filter(|(name, _)| !["servicename", "notify"].contains(&name.to_ascii_lowercase().as_str()));
+    labels.extend(said.map(|(name, value)| (label(name), value.clone())));
+    labels.insert(label("notify"), "true".to_owned());
+    labels
+}
+
+/// Without another host, requests go to this one: to a name that is no service's.
+pub fn lead_to_host(labels: &mut BTreeMap<String, String>, host: &str) {
+    let outbound = label("outboundHostname");
+    let is_said = |(label, value): (&String, &String)| label.eq_ignore_ascii_case(&outbound) && !value.trim().is_empty();
+    if !labels.iter().any(is_said) {
+        labels.retain(|label, _| !label.eq_ignore_ascii_case(&outbound));
+        labels.insert(outbound, host.to_owned());
+    }
+}
+
 /// Reads all labels of the dialect.
 pub fn read(workload: &Workload<'_>, settings: &Settings, outcome: &mut Outcome) {
     let mut params = BTreeMap::new();
