@@ -1,6 +1,6 @@
 //! The agent: its parts, put together and taken apart again.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use swarmesh_dataplane::{NetfilterPlane, PlaneConfig};
 use swarmesh_proxy::ProxyError;
@@ -16,6 +16,7 @@ use crate::{
     choice::{self, ChoiceError},
     config::{Config, PlaneChoice, RouterConfig},
     engine::{Engine, EngineError, Resolver, Settings},
+    flow_proxy,
     notify::notify,
     privilege::{self, Unprivileged},
 };
@@ -38,6 +39,8 @@ pub enum AgentError {
     Unprivileged(#[from] Unprivileged),
     #[error(transparent)]
     Bind(#[from] BindError),
+    #[error("cannot listen on {address} for Docker Flow Proxy's API: {error}; choose another flow-proxy.api in the configuration file")]
+    FlowProxy { address: SocketAddr, error: std::io::Error },
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
@@ -71,8 +74,17 @@ async fn serve(config: &Config) -> Result<(), AgentError> {
     let listener = Listener::bind(&config.admin).await?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), source = %config.source, admin = %listener.address(), "agent starts");
     let (updates, received) = mpsc::channel(QUEUE);
-    let mut engine = start_engine(config, received)?;
+    let flow_proxy = match config.router.flow_proxy_api {
+        Some(address) => Some(flow_proxy::bind(address).await.map_err(|error| AgentError::FlowProxy { address, error })?),
+        None => None,
+    };
+    let (mut engine, proxy) = start_engine(config, received)?;
     let admin = tokio::spawn(admin::serve(listener, engine.handle().clone()));
+    let flow_proxy = flow_proxy.map(|listener| {
+        tracing::info!(address = %listener.address(), "Docker Flow Proxy's API is answered");
+        let certificates = flow_proxy::Certificates::new(Store::new(&config.state_dir), proxy);
+        tokio::spawn(flow_proxy::serve(listener, engine.handle().clone(), certificates))
+    });
     let mut source = tokio::spawn(swarmesh_source::run(config.source.clone(), updates));
 
     tokio::pin!(stop);
@@ -96,12 +108,19 @@ async fn serve(config: &Config) -> Result<(), AgentError> {
     source.abort();
     engine.stop().await;
     admin.abort();
+    if let Some(flow_proxy) = flow_proxy {
+        flow_proxy.abort();
+    }
     // Lets the listener be dropped, and with it its socket's file.
     let _ = admin.await;
     outcome
 }
 
-fn start_engine(config: &Config, updates: mpsc::Receiver<swarmesh_source::Update>) -> Result<Engine, AgentError> {
+/// With what the proxy's workers share, if it listens anywhere.
+fn start_engine(
+    config: &Config,
+    updates: mpsc::Receiver<swarmesh_source::Update>,
+) -> Result<(Engine, Option<Arc<swarmesh_proxy::Shared>>), AgentError> {
     let chosen = choice::choose(config.plane)?;
     tracing::info!(plane = chosen.balancing.name(), "this plane balances");
     let settings = Settings {
@@ -119,7 +138,8 @@ fn start_engine(config: &Config, updates: mpsc::Receiver<swarmesh_source::Update
     let resolver = config.dns.is_on.then(|| start_names(config)).transpose()?;
     let router = (!config.router.listeners.is_empty()).then(|| start_router(config)).transpose()?;
     let make_plane = move || NetfilterPlane::new(Arc::new(swarmesh_kernel::LinuxKernel), plane);
-    Ok(Engine::start(settings, updates, make_plane, resolver, router)?)
+    let proxy = router.as_ref().map(|router| Arc::clone(router.shared()));
+    Ok((Engine::start(settings, updates, make_plane, resolver, router)?, proxy))
 }
 
 fn start_router(config: &Config) -> Result<Router, AgentError> {

@@ -183,6 +183,8 @@ pub struct RouterConfig {
     pub dialects: Arc<dialect::Settings>,
     /// All of the proxy's but its listeners.
     pub proxy: Arc<swarmesh_proxy::Config>,
+    /// Where Docker Flow Proxy's API is answered; nowhere by default.
+    pub flow_proxy_api: Option<SocketAddr>,
 }
 
 /// Where the admin API listens, or is to be found.
@@ -262,6 +264,7 @@ pub struct Layer {
     pub https: Option<Vec<SocketAddr>>,
     pub dialects: Option<Arc<dialect::Settings>>,
     pub proxy: Option<Arc<swarmesh_proxy::Config>>,
+    pub flow_proxy_api: Option<SocketAddr>,
 }
 
 impl Layer {
@@ -296,6 +299,7 @@ impl Layer {
             Ok(Self {
                 http: raw.http.map(|list| listen_list("http", &list)).transpose()?,
                 https: raw.https.map(|list| listen_list("https", &list)).transpose()?,
+                flow_proxy_api: dialects::api(raw.flow_proxy.as_ref())?,
                 dialects: dialects::settings(raw.interlock, raw.flow_proxy)?.map(Arc::new),
                 proxy: raw.router.map(router_table).transpose()?.map(Arc::new),
                 dns: read("dns", dns_word, dns)?,
@@ -337,6 +341,7 @@ impl Layer {
             https: self.https.or(below.https),
             dialects: self.dialects.or(below.dialects),
             proxy: self.proxy.or(below.proxy),
+            flow_proxy_api: self.flow_proxy_api.or(below.flow_proxy_api),
         }
     }
 
@@ -360,7 +365,12 @@ impl Layer {
                 compat: self.dns_compat.unwrap_or_default(),
                 resolv_conf: self.resolv_conf.unwrap_or_else(|| DEFAULT_RESOLV_CONF.into()),
             },
-            router: RouterConfig { listeners, dialects: self.dialects.unwrap_or_default(), proxy: self.proxy.unwrap_or_default() },
+            router: RouterConfig {
+                listeners,
+                dialects: self.dialects.unwrap_or_default(),
+                proxy: self.proxy.unwrap_or_default(),
+                flow_proxy_api: self.flow_proxy_api,
+            },
         })
     }
 }

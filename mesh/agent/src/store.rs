@@ -9,9 +9,15 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use swarmesh_model::{FileError, NodeId, Snapshot};
+use swarmesh_plan::Added;
 
 const SNAPSHOT: &str = "snapshot.json";
 const MEMORY: &str = "agent.json";
+const ADDED: &str = "flow-proxy.json";
+/// A directory of certificates with their keys.
+const CERTIFICATES: &str = "flow-proxy-certificates";
+/// What is not whole yet ends so.
+const NEW: &str = ".new";
 /// Bytes per write.
 const WRITE_LEN: usize = 64 * 1024;
 
@@ -71,10 +77,65 @@ impl Store {
         serde_json::from_str(&text).map_err(|error| StoreError::Memory { path, error })
     }
 
+    pub fn save_added(&self, added: &Added) -> Result<(), StoreError> {
+        let text = serde_json::to_string(added).map_err(|error| StoreError::Memory { path: self.directory.join(ADDED), error })?;
+        self.save(ADDED, [text])
+    }
+
+    pub fn load_added(&self) -> Result<Added, StoreError> {
+        let Some((path, text)) = self.load(ADDED)? else { return Ok(Added::default()) };
+        serde_json::from_str(&text).map_err(|error| StoreError::Memory { path, error })
+    }
+
+    /// The name is a plain file's, which is the caller's to see to.
+    pub fn save_certificate(&self, name: &str, text: &str) -> Result<(), StoreError> {
+        let path = self.directory.join(CERTIFICATES);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.map_err(|error| StoreError::Io { action: "create", path, error })?;
+        self.save(&format!("{CERTIFICATES}/{name}"), [text.to_owned()])
+    }
+
+    /// By name, in order.
+    pub fn load_certificates(&self) -> Result<Vec<(String, String)>, StoreError> {
+        let directory = self.directory.join(CERTIFICATES);
+        let failed = |path: &Path| {
+            let path = path.to_path_buf();
+            move |error| StoreError::Io { action: "read", path, error }
+        };
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(&directory)(error)),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let Ok(name) = entry.map_err(failed(&directory))?.file_name().into_string() else { continue };
+            if Self::may_name_certificate(&name)
+                && let Some((_, text)) = self.load(&format!("{CERTIFICATES}/{name}"))?
+            {
+                found.push((name, text));
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Whether a certificate may be kept by this name: it is one plain file, and not one that is being written.
+    pub fn may_name_certificate(name: &str) -> bool {
+        let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"-._*@+".contains(&b);
+        (1..=200).contains(&name.len()) && name.bytes().all(is_plain) && !name.starts_with('.') && !name.ends_with(NEW)
+    }
+
     /// Removes what the agent wrote, and the directory if nothing else is in it. Says whether there was anything.
     pub fn remove(&self) -> Result<bool, StoreError> {
         let mut removed = false;
-        for name in [SNAPSHOT, MEMORY] {
+        let certificates = self.directory.join(CERTIFICATES);
+        removed |= gone_is_fine(fs::remove_dir_all(&certificates)).map_err(|error| StoreError::Io {
+            action: "remove",
+            path: certificates,
+            error,
+        })?;
+        for name in [SNAPSHOT, MEMORY, ADDED] {
             let path = self.directory.join(name);
             removed |= gone_is_fine(fs::remove_file(&path)).map_err(|error| StoreError::Io { action: "remove", path, error })?;
         }
@@ -90,7 +151,7 @@ impl Store {
     /// Writes `pieces` as they come: a large swarm's snapshot as one text would cost as much again as the snapshot.
     fn save(&self, name: &str, pieces: impl IntoIterator<Item = String>) -> Result<(), StoreError> {
         let path = self.directory.join(name);
-        let beside = self.directory.join(format!("{name}.new"));
+        let beside = self.directory.join(format!("{name}{NEW}"));
         let failed = |action, path: &Path| {
             let path = path.to_path_buf();
             move |error| StoreError::Io { action, path, error }
@@ -146,12 +207,36 @@ mod tests {
         store.save_memory(&memory).unwrap();
         assert_eq!(store.load_snapshot().unwrap(), Some(snapshot));
         assert_eq!(store.load_memory().unwrap(), memory);
-        let mode = fs::metadata(store.directory().join(SNAPSHOT)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
+
+        let mut added = Added::default();
+        added.insert("web".to_owned(), [("port".to_owned(), "80".to_owned())].into());
+        assert_eq!(store.load_added().unwrap(), Added::default());
+        store.save_added(&added).unwrap();
+        assert_eq!(store.load_added().unwrap(), added);
+        assert_eq!(store.load_certificates().unwrap(), []);
+        store.save_certificate("b.example", "two").unwrap();
+        store.save_certificate("a.example", "one").unwrap();
+        fs::write(store.directory().join(CERTIFICATES).join("c.new"), "half").unwrap();
+        let certificates = [("a.example", "one"), ("b.example", "two")].map(|(name, text)| (name.to_owned(), text.to_owned()));
+        assert_eq!(store.load_certificates().unwrap(), certificates);
+        for file in [SNAPSHOT, ADDED, "flow-proxy-certificates/a.example"] {
+            let mode = fs::metadata(store.directory().join(file)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{file}");
+        }
 
         assert!(store.remove().unwrap());
         assert!(!store.remove().unwrap());
         assert!(!store.directory().exists());
+    }
+
+    #[test]
+    fn a_certificates_name_is_one_plain_file() {
+        for name in ["a.example", "*.a.example", "cert_1"] {
+            assert!(Store::may_name_certificate(name), "{name}");
+        }
+        for name in ["", ".", "..", "../x", "a/b", ".hidden", "x.new", "a b", "a\0", &"a".repeat(201)] {
+            assert!(!Store::may_name_certificate(name), "{name}");
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl Peer {
 
 /// Why a request is not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Forbidden {
+pub(crate) enum Forbidden {
     #[error("the Host header names another host; use localhost, 127.0.0.1, [::1] or the address that --admin gives")]
     Host,
     #[error("only from this node: over loopback or the unix socket")]
@@ -34,7 +34,7 @@ pub(super) enum Forbidden {
 }
 
 /// Keeps names that an attacker's DNS points at loopback from reading what is meant for this node only.
-pub(super) fn may_read(headers: &HeaderMap, peer: Peer, bound: &AdminAddress) -> Result<(), Forbidden> {
+pub(crate) fn may_read(headers: &HeaderMap, peer: Peer, bound: &AdminAddress) -> Result<(), Forbidden> {
     let AdminAddress::Tcp(bound) = bound else { return Ok(()) };
     if !bound.ip().is_loopback() && !peer.is_local() {
         return Ok(());
@@ -54,7 +54,7 @@ pub(super) fn may_read(headers: &HeaderMap, peer: Peer, bound: &AdminAddress) ->
     if known { Ok(()) } else { Err(Forbidden::Host) }
 }
 
-pub(super) fn may_change(headers: &HeaderMap, peer: Peer) -> Result<(), Forbidden> {
+pub(crate) fn may_change(headers: &HeaderMap, peer: Peer) -> Result<(), Forbidden> {
     if !peer.is_local() {
         return Err(Forbidden::Remote);
     }

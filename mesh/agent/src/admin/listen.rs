@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    net::SocketAddr,
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
 };
@@ -45,12 +46,7 @@ impl Listener {
     pub async fn bind(address: &AdminAddress) -> Result<Self, BindError> {
         let failed = |error| BindError::Listen { address: address.clone(), error };
         match address {
-            AdminAddress::Tcp(wanted) => {
-                let listener = TcpListener::bind(wanted).await.map_err(failed)?;
-                // With port 0 the kernel chose one.
-                let address = AdminAddress::Tcp(listener.local_addr().map_err(failed)?);
-                Ok(Self { kind: Kind::Tcp(listener), address })
-            }
+            AdminAddress::Tcp(wanted) => Self::tcp(*wanted).await.map_err(failed),
             AdminAddress::Unix(path) => {
                 make_way(path).await.map_err(|e| e.unwrap_or_else(failed))?;
                 // Nobody else may connect, not even between the bind and a chmod.
@@ -60,6 +56,13 @@ impl Listener {
                 Ok(Self { kind: Kind::Unix(bound.map_err(failed)?), address: address.clone() })
             }
         }
+    }
+
+    pub(crate) async fn tcp(wanted: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(wanted).await?;
+        // With port 0 the kernel chose one.
+        let address = AdminAddress::Tcp(listener.local_addr()?);
+        Ok(Self { kind: Kind::Tcp(listener), address })
     }
 
     /// As bound.

@@ -22,7 +22,7 @@ use crate::view::{
     routes::{by_dialect, dialect_name},
 };
 
-pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Kind {
@@ -35,7 +35,7 @@ struct Usable {
     state: &'static str,
 }
 
-pub(super) fn render(shared: &Shared) -> Result<String, fmt::Error> {
+pub(crate) fn render(shared: &Shared) -> Result<String, fmt::Error> {
     let view = shared.view();
     let mut registry = Registry::with_prefix("swarmesh");
     registry.register("build", "The running program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));

@@ -1,13 +1,19 @@
 //! The admin API: HTTP/1.1 on a TCP address or a unix socket.
 
-mod guard;
+pub(crate) mod guard;
 mod listen;
-mod metrics;
+pub(crate) mod metrics;
 mod routes;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
+use http_body_util::Full;
+use hyper::{
+    Request, Response,
+    body::{Bytes, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -31,8 +37,19 @@ const LARGEST_HEAD: usize = 16 * 1024;
 
 /// Serves until the returned future is dropped.
 pub async fn serve(listener: Listener, engine: EngineHandle) {
+    let server = routes::Server { engine, bound: listener.address().clone() };
+    serve_answers(listener, Arc::new(server), LARGEST_HEAD).await;
+}
+
+/// Who answers an API's requests.
+pub(crate) trait Answers: Send + Sync + 'static {
+    fn answer(&self, request: Request<Incoming>, peer: Peer) -> impl Future<Output = Answer> + Send;
+}
+
+pub(crate) type Answer = Response<Full<Bytes>>;
+
+pub(crate) async fn serve_answers(listener: Listener, server: Arc<impl Answers>, largest_head: usize) {
     let permits = Arc::new(Semaphore::new(MOST_CONNECTIONS));
-    let server = Arc::new(routes::Server { engine, bound: listener.address().clone() });
     let mut connections = JoinSet::new();
     loop {
         // The semaphore is never closed; if it were, there would be nothing left to serve.
@@ -44,16 +61,16 @@ pub async fn serve(listener: Listener, engine: EngineHandle) {
         let server = Arc::clone(&server);
         match accepted {
             Ok((listen::Stream::Tcp(stream), peer)) => connections.spawn(async move {
-                connection(stream, server, peer).await;
+                connection(stream, server, peer, largest_head).await;
                 drop(permit);
             }),
             Ok((listen::Stream::Unix(stream), peer)) => connections.spawn(async move {
-                connection(stream, server, peer).await;
+                connection(stream, server, peer, largest_head).await;
                 drop(permit);
             }),
             Err(error) => {
                 // Out of descriptors, most likely: the pause keeps this from being a busy loop.
-                tracing::warn!(%error, "cannot accept a connection to the admin API");
+                tracing::warn!(%error, "cannot accept a connection to an API");
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 continue;
             }
@@ -61,7 +78,7 @@ pub async fn serve(listener: Listener, engine: EngineHandle) {
     }
 }
 
-async fn connection<S>(stream: S, server: Arc<routes::Server>, peer: Peer)
+async fn connection<S>(stream: S, server: Arc<impl Answers>, peer: Peer, largest_head: usize)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -70,10 +87,10 @@ where
         async move { Ok::<_, Infallible>(server.answer(request, peer).await) }
     });
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE).max_buf_size(LARGEST_HEAD).half_close(false);
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE).max_buf_size(largest_head).half_close(false);
     match timeout(CONNECTION_PATIENCE, http.serve_connection(TokioIo::new(stream), service)).await {
-        Ok(Err(error)) => tracing::debug!(%error, "connection to the admin API ended"),
+        Ok(Err(error)) => tracing::debug!(%error, "connection to an API ended"),
         Ok(Ok(())) => {}
-        Err(_) => tracing::debug!("connection to the admin API cut after {} s", CONNECTION_PATIENCE.as_secs()),
+        Err(_) => tracing::debug!("connection to an API cut after {} s", CONNECTION_PATIENCE.as_secs()),
     }
 }

@@ -14,6 +14,7 @@ use swarmesh_model::Protocol;
 use swarmesh_plan::BackendState;
 
 use super::{
+    Answer, Answers,
     guard::{Peer, may_change, may_read},
     metrics,
 };
@@ -22,8 +23,6 @@ use crate::{
     engine::EngineHandle,
     view::{View, endpoints::endpoints, explain, names::names, routes::routes, services::services, status},
 };
-
-type Answer = Response<Full<Bytes>>;
 
 /// No request has a body worth reading.
 const LARGEST_BODY: u64 = 4096;
@@ -34,8 +33,8 @@ pub(super) struct Server {
     pub(super) bound: AdminAddress,
 }
 
-impl Server {
-    pub(super) async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Answer {
+impl Answers for Server {
+    async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Answer {
         if let Err(forbidden) = may_read(request.headers(), peer, &self.bound) {
             return error(StatusCode::FORBIDDEN, forbidden);
         }
@@ -63,7 +62,9 @@ impl Server {
             _ => not_allowed("GET"),
         }
     }
+}
 
+impl Server {
     /// Logs one of so many queries from now on; 0 ends that.
     fn log_names(&self, query: Option<&str>) -> Answer {
         let every = query.and_then(|q| q.split('&').find_map(|pair| pair.strip_prefix("every="))).and_then(|n| n.parse::<u64>().ok());

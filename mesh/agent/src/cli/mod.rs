@@ -169,6 +169,7 @@ impl AgentArgs {
             dialects: None,
             // These are the file's alone.
             proxy: None,
+            flow_proxy_api: None,
         };
         flags.over(file).settle()
     }

@@ -1,6 +1,6 @@
 //! What Interlock's and Docker Flow Proxy's own configuration said, as tables of ours.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use serde::Deserialize;
 use swarmesh_router::{
@@ -29,6 +29,7 @@ pub(super) struct RawInterlock {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct RawFlowProxy {
+    api: Option<String>,
     separator: Option<String>,
     service_domain_algo: Option<String>,
     https_only: Option<bool>,
@@ -42,6 +43,16 @@ pub(super) struct RawFlowProxy {
     timeout_tunnel: Option<u64>,
     timeout_http_request: Option<u64>,
     timeout_http_keep_alive: Option<u64>,
+}
+
+/// Where the proxy's API is to be answered.
+pub(super) fn api(flow_proxy: Option<&Spanned<RawFlowProxy>>) -> Result<Option<SocketAddr>, (usize, String)> {
+    let Some((raw, text)) = flow_proxy.and_then(|raw| Some((raw, raw.get_ref().api.as_ref()?))) else { return Ok(None) };
+    if text == "off" {
+        return Ok(None);
+    }
+    let wrong = || (raw.span().start, format!("flow-proxy.api: {text:?} is neither off nor ADDRESS:PORT; the usual one is 127.0.0.1:8080"));
+    text.parse().map(Some).map_err(|_| wrong())
 }
 
 /// Nothing if neither table is there. A mistake comes with its offset in the file.
@@ -136,6 +147,12 @@ mod tests {
         assert_eq!(settings.flow_proxy.timeouts.request, Some(Duration::from_secs(3)));
         assert_eq!(settings.flow_proxy.timeouts.queue, flow_proxy::Settings::default().timeouts.queue);
         assert_eq!(Layer::from_toml("", Path::new("s.toml")).unwrap().dialects, None);
+        let api = |text: &str| Layer::from_toml(text, Path::new("s.toml")).map(|layer| layer.flow_proxy_api);
+        assert_eq!(api("[flow-proxy]\napi = \"127.0.0.1:8080\"\n").unwrap(), Some(([127, 0, 0, 1], 8080).into()));
+        assert_eq!(api("[flow-proxy]\napi = \"off\"\n").unwrap(), None);
+        assert_eq!(api("[flow-proxy]\n").unwrap(), None, "off unless asked for");
+        let error = api("\n[flow-proxy]\napi = \"8080\"\n").unwrap_err().to_string();
+        assert!(error.starts_with("s.toml:2: flow-proxy.api: \"8080\" is neither off"), "{error}");
         let error = Layer::from_toml("\n[interlock]\nconnect-timeout = 0\n", Path::new("s.toml")).unwrap_err().to_string();
         assert!(error.starts_with("s.toml:2: interlock.connect-timeout: 0 is not a number of seconds"), "{error}");
     }

@@ -4,7 +4,8 @@ mod batch;
 mod worker;
 
 use std::{
-    io,
+    collections::BTreeMap,
+    fmt, io,
     net::IpAddr,
     sync::Arc,
     thread::{self, JoinHandle},
@@ -16,7 +17,7 @@ use swarmesh_source::Update;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    Names, Plane, Router, Store,
+    Names, Plane, Router, Store, StoreError,
     config::{PlaneChoice, RouterConfig},
     view::Shared,
 };
@@ -49,11 +50,31 @@ pub struct Resolver {
 #[derive(Debug)]
 pub(crate) enum Command {
     Drain(bool, oneshot::Sender<()>),
+    Added(AddedChange, oneshot::Sender<Result<bool, StoreError>>),
     Stop,
+}
+
+/// What Docker Flow Proxy's API asks for.
+pub(crate) enum AddedChange {
+    /// A service, with what is said of it.
+    Put(String, BTreeMap<String, String>),
+    Remove(String),
+}
+
+/// What is said may be a password.
+impl fmt::Debug for AddedChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Put(name, _) => write!(f, "put {name:?}"),
+            Self::Remove(name) => write!(f, "remove {name:?}"),
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error("cannot start the engine's thread: {0}")]
     Start(#[from] io::Error),
     #[error("the engine has stopped; see the log")]
@@ -82,6 +103,13 @@ impl EngineHandle {
         let (done, is_done) = oneshot::channel();
         self.commands.send(Command::Drain(drain, done)).await.map_err(|_| EngineError::Stopped)?;
         is_done.await.map_err(|_| EngineError::Stopped)
+    }
+
+    /// Returns when it is stored and in force, and says whether it changed anything.
+    pub(crate) async fn change_added(&self, change: AddedChange) -> Result<bool, EngineError> {
+        let (done, is_done) = oneshot::channel();
+        self.commands.send(Command::Added(change, done)).await.map_err(|_| EngineError::Stopped)?;
+        Ok(is_done.await.map_err(|_| EngineError::Stopped)??)
     }
 }
 

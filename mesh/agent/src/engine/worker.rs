@@ -12,7 +12,7 @@ use std::{
 use nix::poll::{PollFd, PollFlags, poll};
 use swarmesh_dataplane::PlaneStatus;
 use swarmesh_model::{Delta, Node, NodeId, Problem};
-use swarmesh_plan::{NodeContext, PlanDelta, Planner};
+use swarmesh_plan::{Added, NodeContext, PlanDelta, Planner};
 use swarmesh_source::Update;
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::{
-    Command, Resolver, Settings,
+    AddedChange, Command, Resolver, Settings,
     batch::{Batch, Clues, LARGEST},
 };
 use crate::{
@@ -119,11 +119,18 @@ impl<P: Plane> Worker<P> {
         if draining {
             tracing::warn!("this node still drains, as it was told before the restart; `swarmesh resume` ends that");
         }
+        let mut added = Added::default();
+        if this.settings.router.flow_proxy_api.is_some() {
+            match this.settings.store.load_added() {
+                Ok(stored) => added = stored,
+                Err(error) => tell(&this.shared, Err(error)),
+            }
+        }
         let leaves_names = this.names.is_none();
         let dialects = Arc::clone(&this.settings.router.dialects);
         let listeners = this.settings.router.listeners.clone();
         let context =
-            NodeContext { node: None, takeover: this.settings.takeover, draining, leaves_names, dialects, added: Arc::default() };
+            NodeContext { node: None, takeover: this.settings.takeover, draining, leaves_names, dialects, added: Arc::new(added) };
         this.planner.set_context(context.clone());
         let others = std::mem::take(&mut this.settings.other_planes);
         let plane = this.plane.status(Instant::now());
@@ -153,6 +160,10 @@ impl<P: Plane> Worker<P> {
                         self.drain(drain);
                         // Who asked may have hung up.
                         let _ = done.send(());
+                    }
+                    Some(Command::Added(change, done)) => {
+                        // As above.
+                        let _ = done.send(self.change_added(change));
                     }
                     Some(Command::Stop) | None => break,
                 },
@@ -392,6 +403,24 @@ impl<P: Plane> Worker<P> {
             self.memory.draining = draining;
             self.remember();
         }
+    }
+
+    /// Stored first: what was answered with a yes outlives the agent. Says whether anything is other than before.
+    fn change_added(&mut self, change: AddedChange) -> Result<bool, StoreError> {
+        let before = &self.planner.context().added;
+        let mut added = before.as_ref().clone();
+        match change {
+            AddedChange::Put(name, parameters) => added.insert(name, parameters),
+            AddedChange::Remove(name) => drop(added.remove(&name)),
+        }
+        if added == **before {
+            return Ok(false);
+        }
+        self.settings.store.save_added(&added)?;
+        let plan = self.planner.set_added(Arc::new(added));
+        self.carry_out(&plan);
+        self.publish_now();
+        Ok(true)
     }
 
     /// The source has not delivered in time: the last good snapshot of an earlier run is better than nothing.
