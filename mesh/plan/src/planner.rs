@@ -74,8 +74,8 @@ pub struct Planner {
     /// Of all services that are labelled with nothing of ours.
     default_policy: Arc<Policy>,
     routing: RouteIndex,
-    /// Added names that no service bears are in no delta: the first look at them is still to come.
-    hosts_are_due: bool,
+    /// The swarm is known, so that an added name that no service bears is a host's. Before, nobody can tell.
+    knows_names: bool,
     plan: NodePlan,
 }
 
@@ -127,7 +127,7 @@ struct Dirty {
 impl Planner {
     pub fn new(context: NodeContext) -> Self {
         Self {
-            hosts_are_due: !context.added.is_empty(),
+            knows_names: false,
             context,
             snapshot: Snapshot::default(),
             services: HashMap::new(),
@@ -188,7 +188,9 @@ impl Planner {
     }
 
     fn replan(&mut self, delta: &Delta, mut dirty: Dirty) -> PlanDelta {
-        if std::mem::take(&mut self.hosts_are_due) {
+        // Every swarm has nodes.
+        let knows_names = !self.snapshot.nodes.is_empty() || !self.snapshot.services.is_empty();
+        if std::mem::replace(&mut self.knows_names, knows_names) != knows_names {
             dirty.added.extend(self.context.added.iter().map(|(name, _)| name.clone()));
         }
         let mut out = PlanDelta { version: delta.version, ..PlanDelta::default() };
@@ -272,8 +274,8 @@ impl Planner {
         for name in &dirty.added {
             let key = OwnerKey::Added(name.clone());
             let old = self.plan.routes.owners.get(&key).map(AsRef::as_ref);
-            let is_service = || self.snapshot.services.values().any(|s| s.name == *name);
-            let new = self.context.added.get(name).filter(|_| !is_service()).and_then(|parameters| {
+            let is_host = || self.knows_names && self.snapshot.services.values().all(|s| s.name != *name);
+            let new = self.context.added.get(name).filter(|_| is_host()).and_then(|parameters| {
                 let labels = added::labels_of_host(name, parameters);
                 routes::owner_routes(&added::host_workload(name, &labels), &self.context.dialects, old)
             });

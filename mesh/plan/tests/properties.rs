@@ -1,14 +1,14 @@
 //! What must hold for any swarm and any change of it.
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use proptest::{collection::vec, prelude::*};
 use swarmesh_model::{
     ContainerRouting, Delta, EndpointMode, Network, Node, NodeState, Port, Protocol, PublishMode, Service, ServiceNetwork, Snapshot,
     Subnet, Task, TaskAddress, TaskState, VirtualIp,
 };
-use swarmesh_plan::{BackendState, NodeContext, NodePlan, PlanDelta, Planner, Takeover, plan};
+use swarmesh_plan::{Added, BackendState, NodeContext, NodePlan, PlanDelta, Planner, Takeover, plan};
 
 const NETWORKS: u8 = 3;
 
@@ -157,15 +157,27 @@ prop_compose! {
     }
 }
 
-fn context() -> impl Strategy<Value = NodeContext> {
-    (0u8..4, any::<bool>(), prop::bool::weighted(0.2), prop::bool::weighted(0.2)).prop_map(|(node, labelled, draining, leaves_names)| {
-        NodeContext {
-            node: (node < 3).then(|| format!("node{node}").into()),
-            takeover: if labelled { Takeover::Labelled } else { Takeover::On },
-            draining,
-            leaves_names,
-            ..NodeContext::default()
+/// Of names that services may have, and of one that none has.
+fn added() -> impl Strategy<Value = Arc<Added>> {
+    vec((0u8..8, 0u8..3), 0..4).prop_map(|services| {
+        let mut added = Added::default();
+        for (name, port) in services {
+            let parameters = [("servicePath", "/b".to_owned()), ("port", port.to_string())];
+            added.insert(format!("svc{name}"), parameters.into_iter().map(|(k, v)| (k.to_owned(), v)).collect());
         }
+        Arc::new(added)
+    })
+}
+
+fn context() -> impl Strategy<Value = NodeContext> {
+    let bools = (any::<bool>(), prop::bool::weighted(0.2), prop::bool::weighted(0.2));
+    (0u8..4, bools, added()).prop_map(|(node, (labelled, draining, leaves_names), added)| NodeContext {
+        added,
+        node: (node < 3).then(|| format!("node{node}").into()),
+        takeover: if labelled { Takeover::Labelled } else { Takeover::On },
+        draining,
+        leaves_names,
+        ..NodeContext::default()
     })
 }
 
@@ -254,6 +266,19 @@ proptest! {
         applied.apply(&delta);
         prop_assert_eq!(planner.plan(), &plan(&snapshot, &b));
         prop_assert_eq!(&applied, planner.plan());
+    }
+
+    /// So does a change of what is added, which is not planned anew.
+    #[test]
+    fn what_is_added_is_a_delta_too(snapshot in swarm(), context in context(), all in vec(added(), 1..4)) {
+        let mut planner = Planner::new(context.clone());
+        planner.update(&Delta::between(&Snapshot::default(), &snapshot));
+        for added in all {
+            let mut applied = planner.plan().clone();
+            applied.apply(&planner.set_added(Arc::clone(&added)));
+            prop_assert_eq!(&applied, planner.plan());
+            agree(planner.plan(), &plan(&snapshot, &NodeContext { added, ..context.clone() }), &snapshot)?;
+        }
     }
 
     /// No packet may go to an address that is not its network's own, or to a task that does not run.

@@ -326,6 +326,10 @@ fn what_is_added_leads_to_the_service_of_the_name_or_to_the_host() {
     plan.step(|s| s.insert_service(others));
     assert_eq!(owners(&plan), [OwnerKey::Service("other".into()), OwnerKey::Service("web".into())]);
 
+    // Before the swarm is known, nobody can tell what the name is.
+    let nothing = Planner::new(plan.planner.context().clone()).plan().routes.clone();
+    assert_eq!((swarmesh_plan::plan(&Snapshot::default(), plan.planner.context()).routes, nothing.owners.len()), (nothing, 0));
+
     // Its own labels of the dialect count again when nothing else is said.
     plan.planner.set_added(added(&[("web-name", &[("servicePath", "/y"), ("port", "1"), ("outboundHostname", "else.example")])]));
     assert_eq!(owners(&plan), [OwnerKey::Service("web".into())]);
