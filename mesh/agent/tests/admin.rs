@@ -1,11 +1,11 @@
 //! The engine and the admin API together, on a kernel in memory.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may stop at the first surprise, as tests may")]
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use serde_json::Value;
 use swarmesh_agent::{
-    Store,
+    Router, Store,
     admin::{self, Listener},
     config::AdminAddress,
     engine::{Engine, Settings},
@@ -17,7 +17,7 @@ use swarmesh_source::{SourceState, Update};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::UnixStream,
+    net::{TcpStream, UnixStream},
     sync::mpsc,
 };
 
@@ -40,6 +40,10 @@ struct Agent {
 
 impl Agent {
     async fn start(directory: TempDir) -> Self {
+        Self::start_with(directory, None).await
+    }
+
+    async fn start_with(directory: TempDir, router: Option<Router>) -> Self {
         let kernel = FakeKernel::new();
         let (updates, received) = mpsc::channel(16);
         let settings = Settings {
@@ -56,7 +60,7 @@ impl Agent {
         let config =
             PlaneConfig { balancing: swarmesh_dataplane::Balancing::Nft, netns_dir: directory.path().join("netns"), node_address: None };
         let shared = kernel.clone();
-        let engine = Engine::start(settings, received, move || NetfilterPlane::new(Arc::new(shared), config), None, None).unwrap();
+        let engine = Engine::start(settings, received, move || NetfilterPlane::new(Arc::new(shared), config), None, router).unwrap();
         let socket = directory.path().join("admin.sock");
         let listener = Listener::bind(&AdminAddress::Unix(socket.clone())).await.unwrap();
         let admin = tokio::spawn(admin::serve(listener, engine.handle().clone()));
@@ -101,6 +105,23 @@ impl Agent {
         }
         panic!("{path} never said {wanted}: {:?}", self.get(path).await);
     }
+}
+
+/// A router on a port of this host's loopback, and where that is.
+fn router(directory: &TempDir, config: swarmesh_proxy::Config) -> (Router, SocketAddr) {
+    let config = swarmesh_proxy::Config { http: vec![([127, 0, 0, 1], 0).into()], workers: 1, ..config };
+    let router = Router::start(config, directory.path().join("netns")).unwrap();
+    let address = router.addresses()[0];
+    (router, address)
+}
+
+/// The status that a request is answered.
+async fn ask(address: SocketAddr, host: &str) -> u16 {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
 fn swarm() -> Snapshot {
@@ -177,6 +198,49 @@ async fn a_snapshot_becomes_ready_and_a_missing_sandbox_is_named() {
 }
 
 #[tokio::test]
+async fn what_routes_serve_is_counted_by_their_owner() {
+    let directory = tempfile::tempdir().unwrap();
+    let (router, address) = router(&directory, swarmesh_proxy::Config::default());
+    let agent = Agent::start_with(directory, Some(router)).await;
+    agent.add_sandbox("sb1");
+    let mut swarm = swarm();
+    let mut web = swarm.services.get("s").unwrap().as_ref().clone();
+    for (label, value) in [("host", "b.example"), ("path", "/"), ("status", "404")] {
+        web.labels.insert(format!("swarmesh.http.b.{label}"), value.to_owned());
+    }
+    swarm.insert_service(web);
+    agent.updates.send(connected()).await.unwrap();
+    agent.updates.send(Update::Full(swarm)).await.unwrap();
+    agent.until("/readyz", 200).await;
+
+    // The task's namespace is none in truth, so nobody gets there.
+    assert_eq!((ask(address, "a.example").await, ask(address, "b.example").await), (502, 404));
+    assert_eq!(ask(address, "c.example").await, 503);
+    let text = agent.call("GET", "/metrics", "").await.1;
+    let of = "owner=\"service web\",dialect=\"swarmesh\",listener=\"any\"";
+    for line in [
+        "swarmesh_router_connections_total 3".to_owned(),
+        "swarmesh_router_unrouted_total 1".to_owned(),
+        "swarmesh_router_malformed_total 0".to_owned(),
+        format!("swarmesh_route_requests_total{{{of}}} 2"),
+        format!("swarmesh_route_answers_total{{{of},status=\"4xx\"}} 1"),
+        format!("swarmesh_route_answers_total{{{of},status=\"5xx\"}} 1"),
+        format!("swarmesh_route_answers_total{{{of},status=\"none\"}} 0"),
+        format!("swarmesh_route_duration_seconds_count{{{of}}} 2"),
+        format!("swarmesh_route_duration_seconds_bucket{{le=\"+Inf\",{of}}} 2"),
+        format!("swarmesh_route_in_flight{{{of}}} 0"),
+        format!("swarmesh_route_connect_failures_total{{{of}}} 1"),
+        format!("swarmesh_route_retries_total{{{of}}} 0"),
+        format!("swarmesh_route_endpoints{{{of}}} 1"),
+        format!("swarmesh_route_endpoints_out{{{of}}} 0"),
+    ] {
+        assert!(text.contains(&format!("{line}\n")), "{line} in\n{text}");
+    }
+    assert!(!text.contains(".example"), "what clients ask for is in no label");
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn the_last_good_snapshot_bridges_a_restart() {
     let agent = Agent::start(tempfile::tempdir().unwrap()).await;
     agent.add_sandbox("sb1");
@@ -241,6 +305,7 @@ async fn odd_requests_get_plain_answers() {
         "swarmesh_source_connected 0",
         "swarmesh_places_pending 0",
         "swarmesh_apply_seconds_count 0",
+        "swarmesh_apply_seconds_bucket{le=\"+Inf\"} 0",
         "swarmesh_routes{dialect=\"hrm\"} 0",
         "# EOF",
     ] {

@@ -30,6 +30,7 @@ pub(crate) async fn pass(worker: &Rc<Worker>, lane: &Arc<Lane>, client: &Client,
     let session = hello.as_ref().map(|hello| hello.session.as_slice()).filter(|session| !session.is_empty());
     let asking = Asking { client: client.address.ip(), headers: &none, tls: hello.is_some(), tls_session: session };
     let mut tried = Vec::new();
+    let mut tries = 0;
     let backend = loop {
         let now = Instant::now();
         let Some(choice) = live.choose(&asking, &tried, now) else {
@@ -39,6 +40,10 @@ pub(crate) async fn pass(worker: &Rc<Worker>, lane: &Arc<Lane>, client: &Client,
         let endpoint = choice.endpoint;
         tried.push(endpoint.id);
         let Some(busy) = endpoint.begin(policy.limits.connections) else { continue };
+        if tries > 0 {
+            lane.counts.retried();
+        }
+        tries += 1;
         let wanted = Wanted {
             host: "",
             connect_time: times.connect,

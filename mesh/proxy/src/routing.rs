@@ -6,13 +6,15 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     path::PathBuf,
     sync::Arc,
+    time::Instant,
 };
 
 use swarmesh_model::NetworkId;
 use swarmesh_router::{
     Route, RouteProblem, Table,
     model::{
-        BackendProtocol, BackendSet, BackendTls, Filter, HeaderChange, HeaderChangeKind, Origin, Piece, Target, Tasks, Upstream, Variable,
+        BackendProtocol, BackendSet, BackendTls, Filter, HeaderChange, HeaderChangeKind, Listener, Origin, Piece, Target, Tasks, Upstream,
+        Variable,
     },
 };
 
@@ -21,7 +23,7 @@ use crate::{
     auth::{Gate, Users},
     endpoint::{Endpoint, Foothold},
     live_set::{LiveSet, WeightedEndpoint},
-    metrics::RouteCounts,
+    metrics::{Group, GroupCounts, RouteCounts},
 };
 
 /// Everything that a request is decided by.
@@ -30,6 +32,7 @@ pub struct Routing {
     pub table: Arc<Table>,
     /// In the table's order.
     lanes: Vec<Arc<Lane>>,
+    groups: Vec<(Group, Arc<GroupCounts>)>,
 }
 
 /// A route with what outlives changes of other routes.
@@ -53,6 +56,22 @@ impl Routing {
     pub fn lanes(&self) -> &[Arc<Lane>] {
         &self.lanes
     }
+
+    /// What is counted for those who read metrics.
+    pub fn groups(&self) -> &[(Group, Arc<GroupCounts>)] {
+        &self.groups
+    }
+
+    /// How many places each group's requests can be sent to, and how many of them have failed and are out for a while.
+    pub fn endpoints(&self, now: Instant) -> BTreeMap<Group, (usize, usize)> {
+        let mut found: BTreeMap<Group, HashMap<u64, bool>> = BTreeMap::new();
+        for lane in &self.lanes {
+            let Some(live) = &lane.live else { continue };
+            let endpoints = found.entry(Group::of(&lane.route.origin, lane.route.listener)).or_default();
+            endpoints.extend(live.endpoints().iter().map(|e| (e.endpoint.id, e.endpoint.health.is_out(now))));
+        }
+        found.into_iter().map(|(group, ids)| (group, (ids.len(), ids.values().filter(|out| **out).count()))).collect()
+    }
 }
 
 /// Keeps endpoints, live sets and footholds from one routing to the next.
@@ -63,7 +82,9 @@ pub struct Switchboard {
     endpoints: HashMap<Place, Arc<Endpoint>>,
     footholds: BTreeMap<NetworkId, Arc<Foothold>>,
     lanes: HashMap<Origin, Arc<Lane>>,
-    counts: HashMap<Origin, Arc<RouteCounts>>,
+    /// A route that is asked by another door counts anew: it is of another group.
+    counts: HashMap<(Origin, Listener), Arc<RouteCounts>>,
+    groups: BTreeMap<Group, Arc<GroupCounts>>,
     last_id: u64,
 }
 
@@ -86,6 +107,7 @@ impl Switchboard {
             footholds: BTreeMap::new(),
             lanes: HashMap::new(),
             counts: HashMap::new(),
+            groups: BTreeMap::new(),
             last_id: 0,
         }
     }
@@ -95,9 +117,21 @@ impl Switchboard {
         let (table, problems) = Table::new(routes);
         let lanes: Vec<Arc<Lane>> = table.routes().iter().map(|route| self.lane(route, tasks)).collect();
         self.lanes = lanes.iter().map(|lane| (lane.route.origin.clone(), Arc::clone(lane))).collect();
-        self.counts.retain(|origin, _| self.lanes.contains_key(origin));
+        self.counts.retain(|(origin, door), _| self.lanes.get(origin).is_some_and(|lane| lane.route.listener == *door));
         self.retire_unused();
-        (Routing { table: Arc::new(table), lanes }, problems)
+        let groups = self.regroup(&lanes);
+        (Routing { table: Arc::new(table), lanes, groups }, problems)
+    }
+
+    /// A group stays while it has a route.
+    fn regroup(&mut self, lanes: &[Arc<Lane>]) -> Vec<(Group, Arc<GroupCounts>)> {
+        let mut before = std::mem::take(&mut self.groups);
+        for lane in lanes {
+            let group = Group::of(&lane.route.origin, lane.route.listener);
+            let kept = before.remove(&group);
+            self.groups.entry(group).or_insert_with(|| kept.unwrap_or_default()).join(&lane.counts);
+        }
+        self.groups.iter().map(|(group, counts)| (group.clone(), Arc::clone(counts))).collect()
     }
 
     /// Brings the endpoints of routes to these services, by id, up to date. Routings that are in use see it at once.
@@ -131,7 +165,7 @@ impl Switchboard {
             let endpoints = self.endpoints_of(set, tasks);
             LiveSet::new(set.balance, set.stickiness.clone(), endpoints)
         });
-        let counts = Arc::clone(self.counts.entry(route.origin.clone()).or_default());
+        let counts = Arc::clone(self.counts.entry((route.origin.clone(), route.listener)).or_default());
         let lists = route.filters.iter().filter_map(|filter| if let Filter::BasicAuth(auth) = filter { Some(auth) } else { None });
         let gates = lists.map(|auth| Gate::new(auth, &self.secrets_dir, &self.node_users)).collect();
         Arc::new(Lane { route: Arc::clone(route), live, counts, answers_ask_headers: answers_ask_headers(route), gates })

@@ -1,4 +1,5 @@
-//! `/metrics`: OpenMetrics text, made anew for each scrape from one view. No label ever names a task or a service.
+//! `/metrics`: OpenMetrics text, made anew for each scrape from one view. No label ever names a task, and only routes'
+//! name a service: there are as many series as services with routes, whatever clients ask for.
 
 use std::{
     fmt,
@@ -6,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Instant,
 };
 
 use prometheus_client::{
@@ -16,10 +18,12 @@ use prometheus_client::{
 };
 use swarmesh_dns::stats::{BUCKETS, Ending, Histogram, Stats};
 use swarmesh_plan::BackendState;
+use swarmesh_proxy::metrics::{Group, LATENCY_BOUNDS, Totals};
+use swarmesh_router::model::OwnerKind;
 
 use crate::view::{
     Origin, Shared, View,
-    routes::{by_dialect, dialect_name},
+    routes::{by_dialect, dialect_name, words::listener},
 };
 
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -99,6 +103,9 @@ pub(crate) fn render(shared: &Shared) -> Result<String, fmt::Error> {
         routes.get_or_create(&InDialect { dialect: dialect_name(dialect) }).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
     registry.register("routes", "Routes that labels ask for, by dialect", routes);
+    if let Some(proxy) = &view.proxy {
+        router(&mut registry, proxy);
+    }
 
     let mut counter = |name: &str, help: &str, value: u64| {
         let counter = Counter::<u64>::default();
@@ -168,7 +175,7 @@ impl Collector for Times {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut one = |name: &str, help: &str, times: &Histogram| {
             let (counts, sum) = times.read();
-            let bounds = BUCKETS.iter().map(|micros| *micros as f64 / 1e6).chain([f64::MAX]);
+            let bounds = BUCKETS.iter().map(|micros| *micros as f64 / 1e6).chain([f64::INFINITY]);
             // As the crate wants them: not cumulative.
             let mut before = 0;
             let buckets: Vec<(f64, u64)> =
@@ -179,5 +186,109 @@ impl Collector for Times {
         };
         one("dns_local", "From a datagram's taking to its answer's departure, for names of the swarm", &self.0.local)?;
         one("dns_forwarded", "The same of names that were asked upstream", &self.0.forwarded)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfRoutes {
+    owner: String,
+    dialect: &'static str,
+    listener: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfAnswers {
+    owner: String,
+    dialect: &'static str,
+    listener: &'static str,
+    /// `2xx`; `none` where the client did not wait for an answer, and for what is passed on unread.
+    status: &'static str,
+}
+
+const STATUSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+impl OfRoutes {
+    fn new(group: &Group) -> Self {
+        let kind = match group.kind {
+            OwnerKind::Service => "service",
+            OwnerKind::Container => "container",
+        };
+        Self { owner: format!("{kind} {}", group.name), dialect: dialect_name(group.dialect), listener: listener(group.listener) }
+    }
+}
+
+/// What the proxy counts.
+fn router(registry: &mut Registry, proxy: &swarmesh_proxy::Shared) {
+    let counts = &proxy.counts;
+    let mut counter = |name: &str, help: &str, value: u64| {
+        let counter = Counter::<u64>::default();
+        counter.inc_by(value);
+        registry.register(name, help, counter);
+    };
+    counter("router_connections", "Connections of clients", counts.connections.load(Relaxed));
+    counter("router_handshakes", "TLS handshakes that were finished here", counts.handshakes.load(Relaxed));
+    counter("router_failed_handshakes", "TLS handshakes that were not", counts.failed_handshakes.load(Relaxed));
+    counter("router_passed_tls", "TLS connections that were passed on unopened", counts.passed_tls.load(Relaxed));
+    counter("router_unrouted", "Requests that no route takes", counts.unrouted.load(Relaxed));
+    counter("router_malformed", "Requests that are no requests", counts.malformed.load(Relaxed));
+
+    let routing = proxy.routing();
+    let groups: Vec<(OfRoutes, Totals)> = routing.groups().iter().map(|(group, counts)| (OfRoutes::new(group), counts.totals())).collect();
+    let answers = Family::<OfAnswers, Counter>::default();
+    for (of, totals) in &groups {
+        for (status, count) in STATUSES.into_iter().zip(totals.answers) {
+            let labels = OfAnswers { owner: of.owner.clone(), dialect: of.dialect, listener: of.listener, status };
+            answers.get_or_create(&labels).inc_by(count);
+        }
+    }
+    registry.register("route_answers", "Requests that are over, by the class of their answer's status", answers);
+    let mut counters = |name: &str, help: &str, unit: Option<Unit>, value: fn(&Totals) -> u64| {
+        let family = Family::<OfRoutes, Counter>::default();
+        for (of, totals) in &groups {
+            family.get_or_create(of).inc_by(value(totals));
+        }
+        match unit {
+            Some(unit) => registry.register_with_unit(name, help, unit, family),
+            None => registry.register(name, help, family),
+        }
+    };
+    counters("route_requests", "Requests and connections that came by routes of this owner", None, |t| t.requests);
+    counters("route_received", "Bodies of requests, and tunnels", Some(Unit::Bytes), |t| t.received);
+    counters("route_sent", "Bodies of answers, and tunnels", Some(Unit::Bytes), |t| t.sent);
+    counters("route_retries", "Attempts beyond a request's first", None, |t| t.retries);
+    counters("route_connect_failures", "Backends that could not be reached", None, |t| t.connect_failures);
+
+    let mut gauges = |name: &str, help: &str, values: &mut dyn Iterator<Item = (OfRoutes, u64)>| {
+        let family = Family::<OfRoutes, Gauge>::default();
+        for (of, value) in values {
+            family.get_or_create(&of).set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
+        registry.register(name, help, family);
+    };
+    gauges("route_in_flight", "Requests and tunnels that are under way", &mut groups.iter().map(|(of, t)| (of.clone(), t.in_flight)));
+    let endpoints = routing.endpoints(Instant::now());
+    let of_endpoints = |value: fn(&(usize, usize)) -> usize| {
+        endpoints.iter().map(move |(group, counts)| (OfRoutes::new(group), u64::try_from(value(counts)).unwrap_or(u64::MAX)))
+    };
+    gauges("route_endpoints", "Places that requests can be sent to", &mut of_endpoints(|(all, _)| *all));
+    gauges("route_endpoints_out", "Those of them that failed and are passed over for a while", &mut of_endpoints(|(_, out)| *out));
+    registry.register_collector(Box::new(RouteTimes(groups)));
+}
+
+/// Requests' times, which are counted in classes already.
+#[derive(Debug)]
+struct RouteTimes(Vec<(OfRoutes, Totals)>);
+
+impl Collector for RouteTimes {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "From a request's head to the end of its answer, or of its tunnel";
+        let mut metric = encoder.encode_descriptor("route_duration", help, Some(&Unit::Seconds), MetricType::Histogram)?;
+        for (of, totals) in &self.0 {
+            let bounds = LATENCY_BOUNDS.into_iter().chain([f64::INFINITY]);
+            let buckets: Vec<(f64, u64)> = bounds.zip(totals.latencies).collect();
+            let count = totals.latencies.iter().sum();
+            metric.encode_family(of)?.encode_histogram::<NoLabelSet>(totals.latency_sum.as_secs_f64(), count, &buckets, None)?;
+        }
+        Ok(())
     }
 }

@@ -90,8 +90,18 @@ pub(crate) async fn answer(worker: Rc<Worker>, client: Rc<Client>, request: Requ
     let times = worker.config.times.of(&lane.route.policy.timeouts);
     let body = RequestBody::new(body, lane.route.policy.limits.body, times.client, received);
     let upgrade = take_hop_by_hop(&mut parts.headers);
-    let mut exchange =
-        Exchange { worker: &worker, client: &client, lane: &lane, head, upgrade, times, request_id: String::new(), begun, retries: 0 };
+    let mut exchange = Exchange {
+        worker: &worker,
+        client: &client,
+        lane: &lane,
+        head,
+        upgrade,
+        times,
+        request_id: String::new(),
+        begun,
+        retries: 0,
+        attempts: 0,
+    };
     let answer = exchange.run(&mut parts, body, account).await;
     Ok(answer)
 }
@@ -107,7 +117,10 @@ struct Exchange<'r> {
     times: Times,
     request_id: String,
     begun: Instant,
+    /// What the route's limit of them counts: to send again what an idle connection lost is none.
     retries: u32,
+    /// Backends that were tried, one perhaps more than once.
+    attempts: u32,
 }
 
 /// Why a backend was not reached, or did not answer.
@@ -307,6 +320,10 @@ impl Exchange<'_> {
                 failure = Failure::Full;
                 continue;
             };
+            if self.attempts > 0 {
+                lane.counts.retried();
+            }
+            self.attempts += 1;
             let wanted = Wanted {
                 host: self.head.host.host(),
                 connect_time: self.times.connect,
@@ -375,7 +392,6 @@ impl Exchange<'_> {
                         tried.push(endpoint.id);
                         failure = Failure::Send(error.error);
                     }
-                    self.lane.counts.retried();
                 }
                 None => {
                     endpoint.health.failed(policy.ejection, now);
@@ -423,13 +439,12 @@ impl Exchange<'_> {
         None
     }
 
-    /// Whether the route lets this be tried again, and counts it. One that reached nobody may unless the route says never.
+    /// Whether the route lets this be tried again. One that reached nobody may unless the route says never.
     fn may_retry(&mut self, policy: &Policy, after: RetryOn, always: bool) -> bool {
         let allowed = policy.retries.attempts.is_none_or(|attempts| self.retries < u32::from(attempts));
         let retry = allowed && (always || policy.retries.on.contains(&after));
         if retry {
             self.retries += 1;
-            self.lane.counts.retried();
         }
         retry
     }
