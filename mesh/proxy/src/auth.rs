@@ -318,6 +318,15 @@ impl Drop for Waiting<'_> {
 fn credentials(headers: &HeaderMap) -> Option<(String, String)> {
     let mut all = headers.get_all(AUTHORIZATION).iter();
     let (Some(header), None) = (all.next(), all.next()) else { return None };
+    decode(header)
+}
+
+/// Who says to be whom, in a header that has been let pass.
+pub(crate) fn user_name(header: &HeaderValue) -> Option<String> {
+    decode(header).map(|(name, _)| name)
+}
+
+fn decode(header: &HeaderValue) -> Option<(String, String)> {
     let (scheme, rest) = header.as_bytes().split_at_checked(5).filter(|_| header.len() <= LONGEST_HEADER)?;
     let encoded = rest.strip_prefix(b" ").filter(|_| scheme.eq_ignore_ascii_case(b"basic"))?.trim_ascii();
     let text = String::from_utf8(BASE64_STANDARD.decode(encoded).ok()?).ok()?;

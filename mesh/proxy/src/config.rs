@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use ipnet::IpNet;
 use swarmesh_router::model::{CertificateRef, Timeouts};
 
-use crate::auth::Users;
+use crate::{access_log::AccessLog, auth::Users};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -35,6 +35,8 @@ pub struct Config {
     pub client_authorities: Option<PathBuf>,
     /// A bundle of CAs that backends are believed by, where a route says that they must prove who they are.
     pub backend_authorities: PathBuf,
+    /// What is told of each request; nothing without it.
+    pub access_log: Option<AccessLog>,
     /// Where a route says nothing.
     pub times: Times,
     pub sizes: Sizes,
@@ -115,6 +117,7 @@ impl Default for Config {
             default_certificate: None,
             client_authorities: None,
             backend_authorities: PathBuf::from("/etc/ssl/certs/ca-certificates.crt"),
+            access_log: None,
             times: Times::default(),
             sizes: Sizes::default(),
         }

@@ -2,6 +2,7 @@
 //!
 //! - [`endpoint`]: where connections to backends go, and [`live_set`]: who of a route's gets a request.
 //! - [`routing`]: what workers see of routes, and how it is changed.
+//! - [`access_log`]: what is told of each request afterwards.
 //! - [`auth`]: who may pass, by name and password.
 //! - [`compress`]: answers, made smaller on their way.
 //! - [`hello`]: what a TLS client asks for, read without using it up, and [`rewound`]: the stream that has it again.
@@ -10,6 +11,7 @@
 //! - [`tls`]: TLS that ends here, and TLS to backends.
 #![forbid(unsafe_code)]
 
+pub mod access_log;
 pub mod auth;
 pub mod compress;
 pub mod config;

@@ -232,6 +232,11 @@ fn router(registry: &mut Registry, proxy: &swarmesh_proxy::Shared) {
     counter("router_unrouted", "Requests that no route takes", counts.unrouted.load(Relaxed));
     counter("router_malformed", "Requests that are no requests", counts.malformed.load(Relaxed));
 
+    if let Some(log) = &proxy.access_log {
+        counter("access_log_lines", "Lines of the access log", log.written());
+        counter("access_log_lost", "Lines that it could not take", log.lost());
+    }
+
     let routing = proxy.routing();
     let groups: Vec<(OfRoutes, Totals)> = routing.groups().iter().map(|(group, counts)| (OfRoutes::new(group), counts.totals())).collect();
     let answers = Family::<OfAnswers, Counter>::default();

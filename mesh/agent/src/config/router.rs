@@ -1,10 +1,17 @@
 //! `[router]`: whom the proxy believes, and where it keeps what it shows.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::IpAddr,
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+};
 
 use ipnet::IpNet;
 use serde::Deserialize;
-use swarmesh_proxy::Config;
+use swarmesh_proxy::{
+    Config,
+    access_log::{AccessLog, Field, LogTarget},
+};
 use swarmesh_router::model::CertificateRef;
 
 /// As in the file.
@@ -23,6 +30,9 @@ pub(super) struct RawRouter {
     backend_authorities: Option<PathBuf>,
     users: Option<PathBuf>,
     users_hashed: Option<bool>,
+    access_log: Option<String>,
+    access_log_sample: Option<u32>,
+    access_log_fields: Option<Vec<String>>,
 }
 
 const MOST_WORKERS: usize = 256;
@@ -59,14 +69,39 @@ impl RawRouter {
             backend_authorities: self.backend_authorities.unwrap_or(usual.backend_authorities),
             users: self.users,
             users_hashed: self.users_hashed.unwrap_or_default(),
+            access_log: access_log(self.access_log.as_deref(), self.access_log_sample, self.access_log_fields.as_deref())?,
             ..usual
         })
     }
 }
 
+fn access_log(to: Option<&str>, sample: Option<u32>, fields: Option<&[String]>) -> Result<Option<AccessLog>, String> {
+    let sample = sample.map(NonZeroU32::try_from).transpose().map_err(|_| "access-log-sample: is at least 1, which logs all".to_owned())?;
+    let field = |name: &String| {
+        let known = || Field::ALL.iter().map(|field| field.name()).collect::<Vec<_>>().join(", ");
+        Field::parse(name).ok_or_else(|| format!("access-log-fields: {name:?} is none of {}", known()))
+    };
+    let fields = fields.map(|names| names.iter().map(field).collect::<Result<Vec<_>, _>>()).transpose()?;
+    if let Some(twice) = fields.iter().flatten().enumerate().find_map(|(n, field)| fields.iter().flatten().take(n).find(|f| *f == field)) {
+        return Err(format!("access-log-fields: has {:?} twice", twice.name()));
+    }
+    if fields.as_ref().is_some_and(Vec::is_empty) {
+        return Err("access-log-fields: is empty; access-log = \"off\" logs nothing".to_owned());
+    }
+    let to = match to {
+        None | Some("off") => return Ok(None),
+        Some("stdout") => LogTarget::Stdout,
+        Some(path) if Path::new(path).is_absolute() => LogTarget::File(path.into()),
+        Some(other) => return Err(format!("access-log: {other:?} is neither off nor stdout nor a path from /")),
+    };
+    Ok(Some(AccessLog { to, sample: sample.unwrap_or(NonZeroU32::MIN), fields: fields.unwrap_or_else(Field::usual) }))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{num::NonZeroU32, path::Path};
+
+    use swarmesh_proxy::access_log::{Field, LogTarget};
 
     use crate::config::Layer;
 
@@ -78,7 +113,19 @@ mod tests {
         let proxy = read(text).unwrap().proxy.unwrap();
         assert_eq!((proxy.workers, proxy.trusted.len(), proxy.accept_proxy_protocol), (2, 2, true));
         assert!(proxy.default_certificate.is_some());
+        let log = |text: &str| read(&format!("[router]\n{text}")).unwrap().proxy.unwrap().access_log.clone();
+        assert_eq!((log(""), log("access-log = \"off\"\naccess-log-sample = 9")), (None, None));
+        let usual = log("access-log = \"stdout\"").unwrap();
+        assert_eq!((usual.to, usual.sample, usual.fields), (LogTarget::Stdout, NonZeroU32::MIN, Field::usual()));
+        let chosen = log("access-log = \"/a/b\"\naccess-log-sample = 9\naccess-log-fields = [\"query\", \"status\"]").unwrap();
+        assert_eq!((chosen.to, chosen.sample.get()), (LogTarget::File("/a/b".into()), 9));
+        assert_eq!(chosen.fields, [Field::Query, Field::Status]);
         for (text, wrong) in [
+            ("[router]\naccess-log = \"a/b\"\n", "router.access-log: \"a/b\" is neither off"),
+            ("[router]\naccess-log-sample = 0\n", "router.access-log-sample: is at least 1"),
+            ("[router]\naccess-log-fields = [\"cookie\"]\n", "\"cookie\" is none of time, node"),
+            ("[router]\naccess-log-fields = [\"host\", \"host\"]\n", "has \"host\" twice"),
+            ("[router]\naccess-log-fields = []\n", "router.access-log-fields: is empty"),
             ("\n[router]\ntrusted = [\"x\"]\n", "s.toml:2: router.trusted: \"x\" is neither"),
             ("[router]\nproxy-protocol = true\n", "s.toml:1: router.proxy-protocol: is believed from trusted"),
             ("[router]\ndefault-key = \"k\"\n", "s.toml:1: router.default-key: has no"),

@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use tokio::time::{Sleep, sleep};
 
 use crate::{
+    access_log::Entry,
     compress::{Compressed, Encoding},
     endpoint::Busy,
     routing::Lane,
@@ -159,12 +160,30 @@ pub(crate) struct Account {
     pub(crate) received: Rc<Cell<u64>>,
     pub(crate) sent: u64,
     pub(crate) busy: Option<Busy>,
+    /// If it is logged.
+    pub(crate) entry: Option<Box<Entry>>,
+}
+
+impl Account {
+    pub(crate) fn new(lane: Option<Arc<Lane>>, begun: Instant) -> Self {
+        Self { lane, begun, status: 0, received: Rc::default(), sent: 0, busy: None, entry: None }
+    }
+
+    /// The answer ends before its end.
+    fn breaks_off(&mut self) {
+        if let Some(entry) = &mut self.entry {
+            entry.reason = Some("backend-broke-off");
+        }
+    }
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
         if let Some(lane) = &self.lane {
             lane.counts.end(self.status, self.begun.elapsed(), self.received.get(), self.sent);
+        }
+        if let Some(entry) = &self.entry {
+            entry.end(self);
         }
     }
 }
@@ -216,6 +235,7 @@ impl Body for BackendBody {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
                 ready!(self.patience.poll_pause(cx));
+                self.account.breaks_off();
                 return Poll::Ready(Some(Err(BodyError::BackendStalled(self.patience.limit))));
             }
         };
@@ -225,7 +245,10 @@ impl Body for BackendBody {
                 self.finish();
                 Poll::Ready(None)
             }
-            Some(Err(error)) => Poll::Ready(Some(Err(BodyError::Backend(error)))),
+            Some(Err(error)) => {
+                self.account.breaks_off();
+                Poll::Ready(Some(Err(BodyError::Backend(error))))
+            }
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     self.account.sent += data.len() as u64;

@@ -6,7 +6,6 @@ pub(crate) mod request;
 pub(crate) mod response;
 
 use std::{
-    cell::Cell,
     convert::Infallible,
     future::Future,
     pin::pin,
@@ -32,7 +31,8 @@ use self::{
     response::{Answering, own, stopped},
 };
 use crate::{
-    compress,
+    access_log::{Entry, Field, Wish},
+    auth, compress,
     config::Times,
     endpoint::{Busy, Endpoint},
     live_set::{Asking, LiveSet},
@@ -62,6 +62,11 @@ pub(crate) async fn answer(worker: Rc<Worker>, client: Rc<Client>, request: Requ
             add(&worker.shared.counts.malformed, 1);
             tracing::debug!(client = %client.address, %error, "a request is refused");
             let mut answer = own(error.status());
+            if let Some(log) = worker.log.as_ref().filter(|log| log.samples()) {
+                let mut entry = log.request(&client, Wish::new(&parts, None));
+                entry.reason = Some("malformed");
+                answer = logged(answer, begun, entry);
+            }
             // What follows on this connection was perhaps meant as part of this.
             if parts.version < Version::HTTP_2 {
                 answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -82,11 +87,26 @@ pub(crate) async fn answer(worker: Rc<Worker>, client: Rc<Client>, request: Requ
     drop(routing);
     let Some(lane) = lane else {
         add(&worker.shared.counts.unrouted, 1);
-        return Ok(own(StatusCode::from_u16(NO_ROUTE).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)));
+        let mut answer = own(StatusCode::from_u16(NO_ROUTE).unwrap_or(StatusCode::SERVICE_UNAVAILABLE));
+        if let Some(log) = worker.log.as_ref().filter(|log| log.samples() || NO_ROUTE >= 500) {
+            let mut entry = log.request(&client, Wish::new(&parts, Some((&head.host, &head.target))));
+            entry.reason = Some("no-route");
+            answer = logged(answer, begun, entry);
+        }
+        return Ok(answer);
     };
     lane.counts.begin();
-    let received = Rc::new(Cell::new(0));
-    let account = Account { lane: Some(Arc::clone(&lane)), begun, status: 0, received: Rc::clone(&received), sent: 0, busy: None };
+    let mut account = Account::new(Some(Arc::clone(&lane)), begun);
+    let received = Rc::clone(&account.received);
+    let mut wished = None;
+    if let Some(log) = &worker.log {
+        let this = Wish::new(&parts, Some((&head.host, &head.target)));
+        if log.samples() {
+            account.entry = Some(log.request(&client, this));
+        } else {
+            wished = Some(this);
+        }
+    }
     let times = worker.config.times.of(&lane.route.policy.timeouts);
     let body = RequestBody::new(body, lane.route.policy.limits.body, times.client, received);
     let upgrade = take_hop_by_hop(&mut parts.headers);
@@ -101,9 +121,19 @@ pub(crate) async fn answer(worker: Rc<Worker>, client: Rc<Client>, request: Requ
         begun,
         retries: 0,
         attempts: 0,
+        wished,
+        passed: None,
     };
     let answer = exchange.run(&mut parts, body, account).await;
     Ok(answer)
+}
+
+/// An answer of no route.
+fn logged(answer: Response<AnswerBody>, begun: Instant, entry: Box<Entry>) -> Response<AnswerBody> {
+    let mut account = Account::new(None, begun);
+    account.status = answer.status().as_u16();
+    account.entry = Some(entry);
+    answer.map(|body| body.accounted(account))
 }
 
 /// One request on its way to a backend and back.
@@ -121,6 +151,10 @@ struct Exchange<'r> {
     retries: u32,
     /// Backends that were tried, one perhaps more than once.
     attempts: u32,
+    /// What was asked for, if it is logged only when it fails.
+    wished: Option<Wish>,
+    /// `Authorization` that was let pass, if the log is to name the user.
+    passed: Option<HeaderValue>,
 }
 
 /// Why a backend was not reached, or did not answer.
@@ -144,6 +178,18 @@ impl Failure {
             Self::TimedOut => StatusCode::GATEWAY_TIMEOUT,
         }
     }
+
+    /// For the access log.
+    const fn reason(&self) -> &'static str {
+        match self {
+            Self::NoBackend => "no-backend",
+            Self::Full => "backends-full",
+            Self::Connect(ConnectError::NoFoothold) => "no-foothold",
+            Self::Connect(_) => "connect-failed",
+            Self::Send(_) => "no-valid-answer",
+            Self::TimedOut => "backend-timed-out",
+        }
+    }
 }
 
 /// An answer, and by whom.
@@ -157,23 +203,24 @@ struct Answered {
 impl Exchange<'_> {
     async fn run(&mut self, parts: &mut Parts, body: RequestBody, mut account: Account) -> Response<AnswerBody> {
         if body.is_too_long() {
-            return self.finish(own(StatusCode::PAYLOAD_TOO_LARGE), parts, account);
+            return self.finish(own(StatusCode::PAYLOAD_TOO_LARGE), "body-too-long", parts, account);
         }
         forget_claims(&mut parts.headers, self.client);
         join_cookies(&mut parts.headers);
         if let Err(stop) = self.filter(parts).await {
-            return self.finish(stopped(stop), parts, account);
+            let reason = stop.reason();
+            return self.finish(stopped(stop), reason, parts, account);
         }
         let lane = self.lane;
         let live = match (&lane.route.action, &lane.live) {
             (Action::Redirect(redirect), _) => {
                 let answer = stopped(Stop::redirect(redirect, &self.head));
-                return self.finish(answer, parts, account);
+                return self.finish(answer, "redirect", parts, account);
             }
-            (Action::Status(status), _) => return self.finish(stopped(Stop::Status(*status)), parts, account),
+            (Action::Status(status), _) => return self.finish(stopped(Stop::Status(*status)), "status", parts, account),
             (Action::Forward(_), Some(live)) => live,
             // Unreachable: a lane has a live set if its route forwards.
-            (Action::Forward(_), None) => return self.finish(own(StatusCode::SERVICE_UNAVAILABLE), parts, account),
+            (Action::Forward(_), None) => return self.finish(own(StatusCode::SERVICE_UNAVAILABLE), "no-backend", parts, account),
         };
         let on_upgrade = self.upgrade.as_ref().and_then(|_| parts.extensions.remove::<hyper::upgrade::OnUpgrade>());
         let wish = lane.route.filters.iter().find_map(|filter| match filter {
@@ -198,7 +245,7 @@ impl Exchange<'_> {
                 let (mut head, body) = answered.response.into_parts();
                 head.version = Version::HTTP_11;
                 head.extensions.clear();
-                account.status = head.status.as_u16();
+                self.conclude(&mut account, head.status, None);
                 account.busy = Some(answered.busy);
                 let encoding =
                     if body.is_end_stream() { None } else { wish.and_then(|(how, wish)| compress::prepare(how, wish, &mut head)) };
@@ -207,16 +254,47 @@ impl Exchange<'_> {
             }
             Err(failure) => {
                 tracing::debug!(client = %self.client.address, route = %self.lane.route.origin.owner, ?failure, "a request has no answer");
-                self.finish(own(failure.status()), parts, account)
+                self.finish(own(failure.status()), failure.reason(), parts, account)
             }
         }
     }
 
     /// An answer of our own goes through the route's filters, too.
-    fn finish(&mut self, mut answer: Response<AnswerBody>, parts: &Parts, mut account: Account) -> Response<AnswerBody> {
-        account.status = answer.status().as_u16();
+    fn finish(
+        &mut self,
+        mut answer: Response<AnswerBody>,
+        reason: &'static str,
+        parts: &Parts,
+        mut account: Account,
+    ) -> Response<AnswerBody> {
         self.filter_answer(&mut answer, parts, None);
+        self.conclude(&mut account, answer.status(), Some(reason));
         answer.map(|body| body.accounted(account))
+    }
+
+    /// What is told of this request is known now, but for its end.
+    fn conclude(&mut self, account: &mut Account, status: StatusCode, reason: Option<&'static str>) {
+        account.status = status.as_u16();
+        let Some(log) = &self.worker.log else { return };
+        if account.entry.is_none()
+            && status.is_server_error()
+            && let Some(wished) = self.wished.take()
+        {
+            account.entry = Some(log.request(self.client, wished));
+        }
+        if let Some(entry) = &mut account.entry {
+            entry.user = self.passed.as_ref().and_then(auth::user_name);
+            entry.request_id = self.request_id.clone();
+            entry.retries = self.attempts.saturating_sub(1);
+            entry.reason = reason;
+        }
+    }
+
+    /// Keeps who passed, if that is to be told.
+    fn has_passed(&mut self, headers: &HeaderMap) {
+        if self.worker.log.as_ref().is_some_and(|log| log.wants(Field::User)) {
+            self.passed = headers.get(header::AUTHORIZATION).cloned();
+        }
     }
 
     async fn filter(&mut self, parts: &mut Parts) -> Result<(), Stop> {
@@ -229,6 +307,8 @@ impl Exchange<'_> {
                 Filter::BasicAuth(auth) => {
                     let gate = gates.next().ok_or(Stop::Status(REFUSED))?;
                     Box::pin(gate.pass(&shared.verifier, &said)).await.map_err(Stop::Auth)?;
+                    Box::pin(gate.pass(&shared.verifier, &parts.headers)).await.map_err(Stop::Auth)?;
+                    self.has_passed(&parts.headers);
                     if auth.consume {
                         parts.headers.remove(header::AUTHORIZATION);
                     }
@@ -236,6 +316,8 @@ impl Exchange<'_> {
                 Filter::GlobalAuth => {
                     if let Some(gate) = &shared.node_gate {
                         Box::pin(gate.pass(&shared.verifier, &said)).await.map_err(Stop::Auth)?;
+                        Box::pin(gate.pass(&shared.verifier, &parts.headers)).await.map_err(Stop::Auth)?;
+                        self.has_passed(&parts.headers);
                         parts.headers.remove(header::AUTHORIZATION);
                     }
                 }
@@ -460,7 +542,7 @@ impl Exchange<'_> {
         let protocol = answered.response.headers().get(header::UPGRADE).cloned();
         let (Some(on_upgrade), Some(protocol)) = (on_upgrade, protocol) else {
             // It was not asked to.
-            return self.finish(own(StatusCode::BAD_GATEWAY), parts, account);
+            return self.finish(own(StatusCode::BAD_GATEWAY), "not-asked-to-upgrade", parts, account);
         };
         let upstream = hyper::upgrade::on(&mut answered.response);
         response::take_hop_by_hop(answered.response.headers_mut());
@@ -470,7 +552,7 @@ impl Exchange<'_> {
         *answer.headers_mut() = std::mem::take(answered.response.headers_mut());
         answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         answer.headers_mut().insert(header::UPGRADE, protocol);
-        account.status = StatusCode::SWITCHING_PROTOCOLS.as_u16();
+        self.conclude(&mut account, StatusCode::SWITCHING_PROTOCOLS, None);
         account.busy = Some(answered.busy);
         let (idle, worker) = (self.times.tunnel, Rc::clone(self.worker));
         let open = worker.connections.add();

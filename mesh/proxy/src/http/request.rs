@@ -38,6 +38,8 @@ pub(crate) struct ClientTls {
     pub(crate) sni: Option<String>,
     /// It showed a certificate that the node's CA signed.
     pub(crate) is_verified: bool,
+    /// `TLSv1.3`
+    pub(crate) version: &'static str,
 }
 
 /// A request that a filter answers itself.
@@ -49,6 +51,16 @@ pub(crate) enum Stop {
 }
 
 impl Stop {
+    /// For the access log.
+    pub(crate) const fn reason(&self) -> &'static str {
+        match self {
+            Self::Status(_) => "refused",
+            Self::To(..) => "redirect",
+            Self::Auth(Refusal::Challenge(_)) => "unauthorized",
+            Self::Auth(Refusal::Busy) => "too-many-logins",
+        }
+    }
+
     pub(crate) fn redirect(redirect: &Redirect, head: &Head) -> Self {
         let code = StatusCode::from_u16(redirect.code.code()).unwrap_or(StatusCode::FOUND);
         Self::To(code, redirect.location(head.host.as_str(), head.target.as_str()))

@@ -18,7 +18,7 @@ use std::{
 };
 
 use rustls::{
-    CommonState, ServerConfig,
+    CommonState, ProtocolVersion, ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     version::{TLS12, TLS13},
@@ -156,6 +156,15 @@ pub async fn refuse<S: AsyncWrite + Unpin>(stream: &mut S, alert: Alert, deadlin
 /// Whether both sides agreed on HTTP/2.
 pub fn is_http2(connection: &CommonState) -> bool {
     connection.alpn_protocol() == Some(HTTP2)
+}
+
+/// Empty before the handshake.
+pub fn version_name(connection: &CommonState) -> &'static str {
+    match connection.protocol_version() {
+        Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+        Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+        _ => "",
+    }
 }
 
 /// Whether the client gave a certificate. It was verified then.

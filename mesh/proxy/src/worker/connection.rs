@@ -108,7 +108,8 @@ async fn open_or_pass(worker: Rc<Worker>, mut stream: Rewound<TcpStream>, mut cl
             add(&worker.shared.counts.handshakes, 1);
             let (_, session) = stream.get_ref();
             let versions = if tls::is_http2(session) { Versions::Http2 } else { Versions::Http1 };
-            client.tls = Some(ClientTls { sni: hello.sni, is_verified: tls::has_client_certificate(session) });
+            let version = tls::version_name(session);
+            client.tls = Some(ClientTls { sni: hello.sni, is_verified: tls::has_client_certificate(session), version });
             http(worker, stream, client, versions).await;
         }
         Err(error) => {

@@ -8,6 +8,7 @@ mod listen;
 use std::{
     io,
     net::SocketAddr,
+    path::PathBuf,
     rc::Rc,
     sync::Arc,
     thread::{self, JoinHandle},
@@ -25,6 +26,7 @@ use tokio::{
 
 use self::listen::Count;
 use crate::{
+    access_log::{self, LogCounts, LogTarget, WorkerLog},
     auth::{AuthError, Gate, Verifier},
     config::Config,
     endpoint::Dialer,
@@ -46,6 +48,8 @@ pub struct Shared {
     /// Another one when the CAs of clients change.
     pub(crate) tls: ArcSwap<ServerConfig>,
     pub backend_tls: Arc<UpstreamTls>,
+    /// What became of the access log's lines; `None` if there is no such log.
+    pub access_log: Option<Arc<LogCounts>>,
 }
 
 impl Shared {
@@ -82,6 +86,8 @@ impl Shared {
 pub enum ProxyError {
     #[error("cannot listen on {address}: {error}; stop what listens there, or choose another address")]
     Listen { address: SocketAddr, error: io::Error },
+    #[error("cannot write the access log {path}: {error}; see that its directory is there and that the agent may write there", path = .path.display())]
+    AccessLog { path: PathBuf, error: io::Error },
     #[error("cannot start a worker: {0}")]
     Start(#[source] io::Error),
     #[error(transparent)]
@@ -100,6 +106,7 @@ pub(crate) struct Worker {
     pub(crate) drain: watch::Receiver<bool>,
     /// Of clients, with the tunnels that became of them.
     pub(crate) connections: Count,
+    pub(crate) log: Option<Rc<WorkerLog>>,
 }
 
 /// How a listener's connections begin.
@@ -115,6 +122,8 @@ pub struct Proxy {
     shared: Arc<Shared>,
     drain: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
+    /// Of the access log. It ends after the workers.
+    writer: Option<JoinHandle<()>>,
     addresses: Vec<SocketAddr>,
 }
 
@@ -129,6 +138,7 @@ impl Proxy {
         let certificates = Arc::new(Certificates::new(directories, config.default_certificate.clone()));
         let clients = config.client_authorities.as_deref().map(ClientAuthorities::read).transpose()?;
         let tls = server_config(Arc::clone(&certificates), clients.as_ref())?;
+        let log_counts = config.access_log.as_ref().map(|_| Arc::<LogCounts>::default());
         let shared = Arc::new(Shared {
             routing: ArcSwap::default(),
             counts: ProxyCounts::default(),
@@ -138,6 +148,7 @@ impl Proxy {
             certificates,
             tls: ArcSwap::new(tls),
             backend_tls: Arc::new(UpstreamTls::new(config.backend_authorities.clone())?),
+            access_log: log_counts.clone(),
         });
         let config = Arc::new(config);
         let (drain, drains) = watch::channel(false);
@@ -154,14 +165,24 @@ impl Proxy {
             }
             addresses.push(address);
         }
+        let log = match (&config.access_log, log_counts) {
+            (Some(how), Some(counts)) => Some(access_log::start(how, &config.name, counts).map_err(|error| {
+                let path = if let LogTarget::File(path) = &how.to { path.clone() } else { PathBuf::from("stdout") };
+                ProxyError::AccessLog { path, error }
+            })?),
+            _ => None,
+        };
+        let (lines, writer) = log.unzip();
         let mut threads = Vec::new();
         for (number, listeners) in listeners.into_iter().enumerate() {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ProxyError::Start)?;
             let (shared, config, dialer, drain) = (Arc::clone(&shared), Arc::clone(&config), Arc::clone(&dialer), drains.clone());
+            let lines = lines.clone();
             let work = move || {
+                let log = lines.map(|lines| Rc::new(WorkerLog::new(lines)));
                 let upstreams = Rc::new(Upstreams::new(dialer, Arc::clone(&shared.backend_tls), &config.times, config.sizes));
                 let connections = Count::new(config.sizes.connections);
-                let worker = Rc::new(Worker { shared, config, upstreams, drain, connections });
+                let worker = Rc::new(Worker { shared, config, upstreams, drain, connections, log });
                 LocalSet::new().block_on(&runtime, worker.run(number, listeners));
             };
             threads.push(thread::Builder::new().name(format!("proxy-{number}")).spawn(work).map_err(ProxyError::Start)?);
@@ -169,7 +190,7 @@ impl Proxy {
         let (shared_files, ends) = (Arc::clone(&shared), drains);
         let look = move || watch_files(&shared_files, clients, &ends);
         threads.push(thread::Builder::new().name("proxy-files".to_owned()).spawn(look).map_err(ProxyError::Start)?);
-        Ok(Self { shared, drain, threads, addresses })
+        Ok(Self { shared, drain, threads, writer, addresses })
     }
 
     pub fn shared(&self) -> &Arc<Shared> {
@@ -188,6 +209,16 @@ impl Proxy {
         for thread in self.threads {
             if thread.join().is_err() {
                 tracing::error!("a worker of the proxy ended by a panic");
+            }
+        }
+        if let Some(writer) = self.writer {
+            // Whoever reads a pipe may have stopped reading.
+            let patience = Instant::now() + Duration::from_secs(2);
+            while !writer.is_finished() && Instant::now() < patience {
+                thread::sleep(Duration::from_millis(5));
+            }
+            if !writer.is_finished() {
+                tracing::warn!("the last lines of the access log are lost: nobody takes them");
             }
         }
     }
