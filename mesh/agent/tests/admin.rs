@@ -208,7 +208,14 @@ async fn what_routes_serve_is_counted_by_their_owner() {
     for (label, value) in [("host", "b.example"), ("path", "/"), ("status", "404")] {
         web.labels.insert(format!("swarmesh.http.b.{label}"), value.to_owned());
     }
+    let mut other = web.clone();
+    (other.id, other.name) = ("t".into(), "other".into());
+    other.vips.clear();
+    other.labels = [("swarmesh.http.c.host", "b.example"), ("swarmesh.http.c.path", "/"), ("swarmesh.http.c.status", "410")]
+        .map(|(label, value)| (label.to_owned(), value.to_owned()))
+        .into();
     swarm.insert_service(web);
+    swarm.insert_service(other);
     agent.updates.send(connected()).await.unwrap();
     agent.updates.send(Update::Full(swarm)).await.unwrap();
     agent.until("/readyz", 200).await;
@@ -237,6 +244,14 @@ async fn what_routes_serve_is_counted_by_their_owner() {
         assert!(text.contains(&format!("{line}\n")), "{line} in\n{text}");
     }
     assert!(!text.contains(".example"), "what clients ask for is in no label");
+
+    let routes = agent.get("/v1/routes").await.1;
+    let served = |host: &str| routes.as_array().unwrap().iter().find(|row| row["hosts"][0] == host).unwrap()["served"].clone();
+    assert_eq!(served("a.example"), serde_json::json!({"requests": 1, "failed": 1, "in_flight": 0}));
+    assert_eq!(served("b.example"), serde_json::json!({"requests": 1, "failed": 0, "in_flight": 0}));
+    // The view's table is the proxy's, with all that it found wrong.
+    let problems = agent.get("/v1/status").await.1["problems"].to_string();
+    assert!(problems.contains("swarmesh.http.c.") && problems.contains("service other"), "{problems}");
     agent.stop().await;
 }
 

@@ -33,6 +33,8 @@ pub struct Routing {
     /// In the table's order.
     lanes: Vec<Arc<Lane>>,
     groups: Vec<(Group, Arc<GroupCounts>)>,
+    /// What routes could not have since others have it.
+    pub claims: Arc<[RouteProblem]>,
 }
 
 /// A route with what outlives changes of other routes.
@@ -120,7 +122,8 @@ impl Switchboard {
         self.counts.retain(|(origin, door), _| self.lanes.get(origin).is_some_and(|lane| lane.route.listener == *door));
         self.retire_unused();
         let groups = self.regroup(&lanes);
-        (Routing { table: Arc::new(table), lanes, groups }, problems)
+        let claims = problems.as_slice().into();
+        (Routing { table: Arc::new(table), lanes, groups, claims }, problems)
     }
 
     /// A group stays while it has a route.

@@ -98,14 +98,17 @@ pub(super) fn routes(config: &Config) -> Result<(), CliError> {
 
 /// One line a route, in the order in which they are asked; below it, what is missing.
 pub(super) fn routes_table(rows: &[RouteRow]) -> String {
-    let mut table = Table::new(&["LISTENER", "HOST", "PATH", "TO", "USABLE", "DIALECT", "OWNER", "LABEL"]);
+    let columns = ["LISTENER", "HOST", "PATH", "TO", "USABLE", "DIALECT", "OWNER", "LABEL", "REQUESTS", "5XX", "OPEN"];
+    // A node that takes no requests has none to count.
+    let is_served = rows.iter().any(|row| row.served.is_some());
+    let mut table = Table::new(if is_served { &columns } else { &columns[..8] });
     let mut notes = String::new();
     for row in rows {
         let or_all = |list: &[String]| if list.is_empty() { "*".to_owned() } else { list.join(",") };
         let path = [std::slice::from_ref(&or_all(&row.paths)), &row.conditions].concat().join(", ");
         // A redirect or a status needs nobody.
         let usable = if row.answers_itself { String::new() } else { row.usable.to_string() };
-        table.row([
+        let mut cells = vec![
             row.listener.clone(),
             or_all(&row.hosts),
             path,
@@ -114,7 +117,12 @@ pub(super) fn routes_table(rows: &[RouteRow]) -> String {
             row.dialect.clone(),
             row.owner.clone(),
             row.label.clone(),
-        ]);
+        ];
+        if is_served {
+            let counts = row.served.map(|served| [served.requests, served.failed, served.in_flight]);
+            cells.extend((0..3).map(|n| counts.map_or(String::new(), |counts| counts[n].to_string())));
+        }
+        table.row(cells);
         for missing in &row.missing {
             notes.push_str(&format!("{} by {}: {}\n", clean(&row.owner), clean(&row.label), clean(missing)));
         }

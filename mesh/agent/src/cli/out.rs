@@ -35,7 +35,7 @@ impl Table {
         Self { rows: vec![head.iter().map(|h| (*h).to_owned()).collect()] }
     }
 
-    pub(super) fn row<const N: usize>(&mut self, cells: [String; N]) {
+    pub(super) fn row(&mut self, cells: impl Into<Vec<String>>) {
         self.rows.push(cells.into());
     }
 

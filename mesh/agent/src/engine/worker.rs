@@ -5,7 +5,7 @@ use std::{
     io,
     net::IpAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -28,7 +28,7 @@ use super::{
 use crate::{
     Names, Plane, ResolverStatus, Router,
     store::{Memory, StoreError},
-    view::{Origin, Shared},
+    view::{Origin, Shared, routes::Compiled},
 };
 
 const STORE_EVERY: Duration = Duration::from_secs(5);
@@ -314,15 +314,22 @@ impl<P: Plane> Worker<P> {
             self.was_settled = settled;
             self.status_read = Some(now);
         }
-        let is_rerouted = !plan.routes.owners.is_empty();
+        // What the proxy has put together, nobody needs to put together again.
+        let table = (!plan.routes.owners.is_empty()).then(|| {
+            let compiled = self.router.as_ref().map(|router| {
+                let routing = router.shared().routing();
+                Compiled { table: Arc::clone(&routing.table), problems: Arc::clone(&routing.claims) }
+            });
+            Arc::new(compiled.map_or_else(OnceLock::new, OnceLock::from))
+        });
         let origin = self.origin;
         let context = self.planner.context().clone();
         let (snapshot, applied) = (self.planner.snapshot().clone(), self.planner.plan().clone());
         self.shared.change(|view| {
             view.snapshot = snapshot;
             view.plan = applied;
-            if is_rerouted {
-                view.table = Arc::default();
+            if let Some(table) = table {
+                view.table = table;
             }
             view.origin = origin;
             view.context = context;

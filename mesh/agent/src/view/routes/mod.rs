@@ -3,7 +3,7 @@
 pub(crate) mod words;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
@@ -11,9 +11,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use swarmesh_model::{NetworkId, Problem};
 use swarmesh_plan::NodePlan;
+use swarmesh_proxy::metrics::RouteCounts;
 use swarmesh_router::{
     Route, RouteProblem, Table,
-    model::{BackendSet, Dialect, Member, Tasks, Upstream},
+    model::{BackendSet, Dialect, Member, Origin, Tasks, Upstream},
 };
 
 use super::View;
@@ -21,8 +22,8 @@ use super::View;
 /// All routes put together, and what some cannot have since others have it.
 #[derive(Debug)]
 pub struct Compiled {
-    pub table: Table,
-    pub problems: Vec<RouteProblem>,
+    pub table: Arc<Table>,
+    pub problems: Arc<[RouteProblem]>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -53,6 +54,17 @@ pub struct RouteRow {
     pub usable: usize,
     /// Why requests that come to this node would not get there.
     pub missing: Vec<String>,
+    /// What this node has done for it; `None` where no requests are taken.
+    pub served: Option<Served>,
+}
+
+/// What a route has been asked for since it is there, on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    pub requests: u64,
+    /// Answers from 500 on.
+    pub failed: u64,
+    pub in_flight: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,7 +82,14 @@ pub struct RouteBackend {
 }
 
 pub fn routes(view: &View) -> Vec<RouteRow> {
-    view.compiled().table.routes().iter().map(|route| row(view, route)).collect()
+    let routing = view.proxy.as_ref().map(|proxy| proxy.routing());
+    let lanes = routing.iter().flat_map(|routing| routing.lanes());
+    let counts: HashMap<&Origin, &RouteCounts> = lanes.map(|lane| (&lane.route.origin, &*lane.counts)).collect();
+    let served = |route: &Route| {
+        let counts = counts.get(&route.origin)?;
+        Some(Served { requests: counts.requests(), failed: counts.answers(5), in_flight: counts.in_flight() })
+    };
+    view.compiled().table.routes().iter().map(|route| RouteRow { served: served(route), ..row(view, route) }).collect()
 }
 
 /// How many routes each dialect makes.
@@ -113,6 +132,7 @@ fn row(view: &View, route: &Route) -> RouteRow {
         usable: places.iter().map(|(_, usable)| usable).sum(),
         backends: places.into_iter().flat_map(|(backends, _)| backends).collect(),
         missing: missing(view, route),
+        served: None,
     }
 }
 
@@ -170,11 +190,11 @@ fn no_foothold(view: &View, network: &NetworkId) -> String {
 }
 
 impl View {
-    /// All routes as one table, put together when it is first asked for. O(routes).
+    /// All routes as one table: the proxy's, or else put together when it is first asked for. O(routes).
     pub fn compiled(&self) -> &Compiled {
         self.table.get_or_init(|| {
             let (table, problems) = Table::new(self.plan.routes.routes().map(Arc::clone));
-            Compiled { table, problems }
+            Compiled { table: Arc::new(table), problems: problems.into() }
         })
     }
 
