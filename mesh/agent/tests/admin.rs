@@ -13,6 +13,7 @@ use swarmesh_agent::{
 use swarmesh_dataplane::{NetfilterPlane, PlaneConfig};
 use swarmesh_kernel::fake::FakeKernel;
 use swarmesh_model::{Delta, Snapshot};
+use swarmesh_router::model::CertificateRef;
 use swarmesh_source::{SourceState, Update};
 use tempfile::TempDir;
 use tokio::{
@@ -208,6 +209,7 @@ async fn what_routes_serve_is_counted_by_their_owner() {
     for (label, value) in [("host", "b.example"), ("path", "/"), ("status", "404")] {
         web.labels.insert(format!("swarmesh.http.b.{label}"), value.to_owned());
     }
+    web.labels.insert("swarmesh.http.a.eject".to_owned(), "1/600".to_owned());
     let mut other = web.clone();
     (other.id, other.name) = ("t".into(), "other".into());
     other.vips.clear();
@@ -239,7 +241,7 @@ async fn what_routes_serve_is_counted_by_their_owner() {
         format!("swarmesh_route_connect_failures_total{{{of}}} 1"),
         format!("swarmesh_route_retries_total{{{of}}} 0"),
         format!("swarmesh_route_endpoints{{{of}}} 1"),
-        format!("swarmesh_route_endpoints_out{{{of}}} 0"),
+        format!("swarmesh_route_endpoints_out{{{of}}} 1"),
     ] {
         assert!(text.contains(&format!("{line}\n")), "{line} in\n{text}");
     }
@@ -249,9 +251,57 @@ async fn what_routes_serve_is_counted_by_their_owner() {
     let served = |host: &str| routes.as_array().unwrap().iter().find(|row| row["hosts"][0] == host).unwrap()["served"].clone();
     assert_eq!(served("a.example"), serde_json::json!({"requests": 1, "failed": 1, "in_flight": 0}));
     assert_eq!(served("b.example"), serde_json::json!({"requests": 1, "failed": 0, "in_flight": 0}));
+    let served = agent.get("/v1/status").await.1["routes"]["served"].clone();
+    assert_eq!((&served["requests"], &served["failed"], &served["unrouted"]), (&2.into(), &1.into(), &1.into()));
+    assert_eq!(served["out"], serde_json::json!([{"owner": "service web", "backend": "10.0.1.5:80"}]));
     // The view's table is the proxy's, with all that it found wrong.
     let problems = agent.get("/v1/status").await.1["problems"].to_string();
     assert!(problems.contains("swarmesh.http.c.") && problems.contains("service other"), "{problems}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn certificates_are_told_on_the_services_that_ask_for_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut params = rcgen::CertificateParams::new(["a.example".to_owned()]).unwrap();
+    params.not_after = rcgen::date_time_ymd(2020, 2, 1);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    std::fs::write(directory.path().join("old.pem"), format!("{}{}", certificate.pem(), key.serialize_pem())).unwrap();
+    let file = |name: &str| Some(CertificateRef::Files { certificate: name.to_owned(), key: None });
+    let (certificates_dir, secrets_dir) = (directory.path().to_owned(), directory.path().to_owned());
+    let config = swarmesh_proxy::Config {
+        default_certificate: file("none.pem"),
+        certificates_dir,
+        secrets_dir,
+        backend_authorities: directory.path().join("bundle.pem"),
+        ..swarmesh_proxy::Config::default()
+    };
+    let (router, _) = router(&directory, config);
+    let agent = Agent::start_with(directory, Some(router)).await;
+    agent.add_sandbox("sb1");
+    let mut swarm = swarm();
+    let mut web = swarm.services.get("s").unwrap().as_ref().clone();
+    for (label, value) in [("tls.certificate", "old.pem"), ("backend-tls", "verify"), ("client-certificate", "true")] {
+        web.labels.insert(format!("swarmesh.http.a.{label}"), value.to_owned());
+    }
+    swarm.insert_service(web);
+    agent.updates.send(Update::Full(swarm)).await.unwrap();
+    agent.until("/readyz", 200).await;
+
+    let status = agent.get("/v1/status").await.1;
+    let told: Vec<String> = status["problems"].as_array().unwrap().iter().map(|p| format!("{}: {}", p["object"], p["message"])).collect();
+    for expected in [
+        "\"router\": \"file none.pem with itself: certificate file \\\"none.pem\\\": is not there; it is not shown: put the file",
+        "\"service web\": \"secret old.pem with itself: expired at 2020-02-01T00:00:00.000Z: put a newer one",
+        "\"service web\": \"backends cannot be verified: ",
+        "\"service web\": \"asks for client certificates, and this node knows no CA",
+    ] {
+        assert!(told.iter().any(|problem| problem.starts_with(expected)), "{expected} in {told:#?}");
+    }
+    let text = agent.call("GET", "/metrics", "").await.1;
+    let line = "swarmesh_certificate_expiry_seconds{certificate=\"old.pem\",from=\"secret\"} 1580515200\n";
+    assert!(text.contains(line), "{text}");
     agent.stop().await;
 }
 

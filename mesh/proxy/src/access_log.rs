@@ -424,7 +424,7 @@ impl Line<'_> {
 }
 
 /// In UTC, with milliseconds.
-fn rfc3339(at: SystemTime) -> impl std::fmt::Display {
+pub(crate) fn rfc3339(at: SystemTime) -> impl std::fmt::Display {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let (seconds, millis) = (since.as_secs(), since.subsec_millis());
     let (days, second) = (seconds / 86_400, seconds % 86_400);

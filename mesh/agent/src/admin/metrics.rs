@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Instant, UNIX_EPOCH},
 };
 
 use prometheus_client::{
@@ -19,7 +19,7 @@ use prometheus_client::{
 use swarmesh_dns::stats::{BUCKETS, Ending, Histogram, Stats};
 use swarmesh_plan::BackendState;
 use swarmesh_proxy::metrics::{Group, LATENCY_BOUNDS, Totals};
-use swarmesh_router::model::OwnerKind;
+use swarmesh_router::model::{CertificateRef, OwnerKind};
 
 use crate::view::{
     Origin, Shared, View,
@@ -205,6 +205,12 @@ struct OfAnswers {
     status: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfCertificate {
+    certificate: String,
+    from: &'static str,
+}
+
 const STATUSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
 impl OfRoutes {
@@ -236,6 +242,22 @@ fn router(registry: &mut Registry, proxy: &swarmesh_proxy::Shared) {
         counter("access_log_lines", "Lines of the access log", log.written());
         counter("access_log_lost", "Lines that it could not take", log.lost());
     }
+
+    let expiries = Family::<OfCertificate, Gauge>::default();
+    for (reference, at) in proxy.certificates.expiries() {
+        let from = match &reference {
+            CertificateRef::Secrets { .. } => "secret",
+            CertificateRef::Files { .. } => "file",
+            CertificateRef::Inline { .. } => "label",
+        };
+        let gauge = expiries.get_or_create(&OfCertificate { certificate: reference.name().to_owned(), from });
+        let at = at.duration_since(UNIX_EPOCH).map_or(0, |at| i64::try_from(at.as_secs()).unwrap_or(i64::MAX));
+        // Of two with one name, the one that expires first. A new gauge is 0.
+        if gauge.get() == 0 || at < gauge.get() {
+            gauge.set(at);
+        }
+    }
+    registry.register_with_unit("certificate_expiry", "When a certificate that is shown expires, as Unix time", Unit::Seconds, expiries);
 
     let routing = proxy.routing();
     let groups: Vec<(OfRoutes, Totals)> = routing.groups().iter().map(|(group, counts)| (OfRoutes::new(group), counts.totals())).collect();

@@ -108,6 +108,15 @@ fn render(status: &Status) -> String {
             if listeners.is_empty() { "no request is taken here: --http and --https are off".to_owned() } else { listeners.join(", ") }
         ),
     );
+    if let Some(served) = &routes.served {
+        line(
+            "",
+            format!(
+                "{} connections, {} requests, {} under way, {} answered from 500 on, {} without a route, {} handshakes failed",
+                served.connections, served.requests, served.in_flight, served.failed, served.unrouted, served.failed_handshakes
+            ),
+        );
+    }
 
     let mut places = Table::new(&["PLACE", "STATE", "SINCE", "FRONTS", "HEALED", "PATH"]);
     for place in &plane.places {
@@ -133,6 +142,8 @@ fn render(status: &Status) -> String {
         }
     };
     section("not applied yet:", status.pending.iter().map(|p| format!("{}: {}", p.what, p.why)).collect());
+    let failed = routes.served.iter().flat_map(|served| &served.out);
+    section("backends that failed and are passed over for a while:", failed.map(|o| format!("{}: {}", o.owner, o.backend)).collect());
     section("problems:", status.problems.iter().map(ToString::to_string).collect());
     out
 }

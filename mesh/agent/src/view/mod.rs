@@ -6,6 +6,7 @@
 pub mod endpoints;
 pub mod explain;
 pub mod names;
+mod proxy;
 pub mod routes;
 pub mod services;
 pub mod status;
@@ -13,7 +14,7 @@ pub mod status;
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -152,6 +153,9 @@ impl View {
         let mut all: Vec<Problem> =
             self.plan.problems.iter().chain(source).chain(&self.plane.problems).chain(&self.own_problems).cloned().collect();
         all.extend(self.route_problems());
+        if let Some(proxy) = &self.proxy {
+            all.extend(proxy::problems(proxy, SystemTime::now()));
+        }
         all.sort();
         all.dedup();
         all

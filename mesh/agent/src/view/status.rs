@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 use swarmesh_dns::stats::Ending;
 use swarmesh_model::Problem;
 use swarmesh_plan::Takeover;
+use swarmesh_proxy::metrics::RouteCounts;
 
 use super::{
-    Origin, View,
+    Origin, View, proxy,
     routes::{by_dialect, dialect_name},
 };
 
@@ -97,6 +98,30 @@ pub struct Routes {
     pub dialects: BTreeMap<String, usize>,
     /// Services and containers with labels that ask for routes.
     pub owners: usize,
+    /// `None` where no requests are taken.
+    pub served: Option<Served>,
+}
+
+/// What the proxy has done since the agent started.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Served {
+    /// Of clients.
+    pub connections: u64,
+    /// By the routes that there are now.
+    pub requests: u64,
+    /// Answers from 500 on, by them.
+    pub failed: u64,
+    pub in_flight: u64,
+    pub unrouted: u64,
+    pub failed_handshakes: u64,
+    pub out: Vec<Out>,
+}
+
+/// A backend that failed and is passed over for a while.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Out {
+    pub owner: String,
+    pub backend: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -186,9 +211,24 @@ pub fn status(view: &View, uptime: Duration) -> Status {
             https: view.listeners.https.clone(),
             dialects: by_dialect(&view.plan).into_iter().filter(|(_, n)| *n > 0).map(|(d, n)| (dialect_name(d).to_owned(), n)).collect(),
             owners: view.plan.routes.owners.len(),
+            served: view.proxy.as_deref().map(served),
         },
         pending,
         problems: view.problems(),
+    }
+}
+
+fn served(proxy: &swarmesh_proxy::Shared) -> Served {
+    let (routing, counts) = (proxy.routing(), &proxy.counts);
+    let sum = |of: fn(&RouteCounts) -> u64| routing.lanes().iter().map(|lane| of(&lane.counts)).sum();
+    Served {
+        connections: counts.connections.load(Relaxed),
+        requests: sum(RouteCounts::requests),
+        failed: sum(|counts| counts.answers(5)),
+        in_flight: sum(RouteCounts::in_flight),
+        unrouted: counts.unrouted.load(Relaxed),
+        failed_handshakes: counts.failed_handshakes.load(Relaxed),
+        out: proxy::out(proxy),
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     path::{Component, Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -22,6 +22,7 @@ use super::{
     files::Watched,
     pem::{self, Loaded},
 };
+use crate::access_log::rfc3339;
 
 /// Where the node keeps what routes name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,11 +97,27 @@ pub struct CertificateProblem {
 pub enum CertificateFault {
     #[error(transparent)]
     Unusable(#[from] CertificateError),
-    #[error("has expired")]
+    #[error("expired at {}", rfc3339(*at))]
     Expired { at: SystemTime },
-    #[error("is not valid yet")]
+    #[error("expires at {}", rfc3339(*at))]
+    ExpiresSoon { at: SystemTime },
+    #[error("is not valid before {}", rfc3339(*before))]
     NotYetValid { before: SystemTime },
 }
+
+impl CertificateFault {
+    /// What to do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Unusable(error) => error.remedy(),
+            Self::Expired { .. } | Self::ExpiresSoon { .. } => "put a newer one in its place",
+            Self::NotYetValid { .. } => "put one that is valid in its place, or see that this node's clock is right",
+        }
+    }
+}
+
+/// How long before it expires a certificate is told.
+const SOON: Duration = Duration::from_secs(14 * 86_400);
 
 impl Certificates {
     /// Has none but the default one until it is given a table. Reads files.
@@ -189,11 +206,24 @@ impl Certificates {
                     add(CertificateFault::Expired { at: validity.to });
                 } else if now < validity.from {
                     add(CertificateFault::NotYetValid { before: validity.from });
+                } else if validity.to.duration_since(now).is_ok_and(|left| left < SOON) {
+                    add(CertificateFault::ExpiresSoon { at: validity.to });
                 }
             }
         }
         problems.sort_by(|a, b| a.certificate.name().cmp(b.certificate.name()));
         problems
+    }
+
+    /// When each certificate that is shown expires.
+    pub fn expiries(&self) -> Vec<(CertificateRef, SystemTime)> {
+        let held = self.held();
+        held.iter().filter_map(|(reference, held)| Some((reference.clone(), held.loaded.as_ref()?.1.validity.to))).collect()
+    }
+
+    /// Whether names without a certificate are shown this one.
+    pub fn is_default(&self, reference: &CertificateRef) -> bool {
+        self.default.as_ref() == Some(reference)
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<CertificateRef, Held>> {
@@ -547,6 +577,11 @@ mod tests {
         assert_eq!(certificates.problems(from), []);
         let early = certificates.problems(from - Duration::from_secs(1));
         assert_eq!(early[0].fault, CertificateFault::NotYetValid { before: from });
+        assert_eq!(certificates.problems(at - SOON), []);
+        let soon = certificates.problems(at - SOON + Duration::from_secs(1)).remove(0).fault;
+        assert_eq!(soon, CertificateFault::ExpiresSoon { at });
+        assert_eq!(soon.to_string(), "expires at 2020-02-01T00:00:00.000Z");
+        assert_eq!(certificates.expiries(), [(file("a.pem"), at)]);
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub struct Shared {
     /// Another one when the CAs of clients change.
     pub(crate) tls: ArcSwap<ServerConfig>,
     pub backend_tls: Arc<UpstreamTls>,
+    /// Clients can prove who they are.
+    pub knows_client_authorities: bool,
     /// What became of the access log's lines; `None` if there is no such log.
     pub access_log: Option<Arc<LogCounts>>,
 }
@@ -148,6 +150,7 @@ impl Proxy {
             certificates,
             tls: ArcSwap::new(tls),
             backend_tls: Arc::new(UpstreamTls::new(config.backend_authorities.clone())?),
+            knows_client_authorities: config.client_authorities.is_some(),
             access_log: log_counts.clone(),
         });
         let config = Arc::new(config);
