@@ -6,6 +6,7 @@ pub(crate) mod request;
 pub(crate) mod response;
 
 use std::{
+    cell::Cell,
     convert::Infallible,
     future::Future,
     pin::pin,
