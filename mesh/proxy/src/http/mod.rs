@@ -308,8 +308,7 @@ impl Exchange<'_> {
                 Filter::BasicAuth(auth) => {
                     let gate = gates.next().ok_or(Stop::Status(REFUSED))?;
                     Box::pin(gate.pass(&shared.verifier, &said)).await.map_err(Stop::Auth)?;
-                    Box::pin(gate.pass(&shared.verifier, &parts.headers)).await.map_err(Stop::Auth)?;
-                    self.has_passed(&parts.headers);
+                    self.has_passed(&said);
                     if auth.consume {
                         parts.headers.remove(header::AUTHORIZATION);
                     }
@@ -317,8 +316,7 @@ impl Exchange<'_> {
                 Filter::GlobalAuth => {
                     if let Some(gate) = &shared.node_gate {
                         Box::pin(gate.pass(&shared.verifier, &said)).await.map_err(Stop::Auth)?;
-                        Box::pin(gate.pass(&shared.verifier, &parts.headers)).await.map_err(Stop::Auth)?;
-                        self.has_passed(&parts.headers);
+                        self.has_passed(&said);
                         parts.headers.remove(header::AUTHORIZATION);
                     }
                 }
