@@ -30,6 +30,10 @@ pub(super) fn problems(proxy: &Shared, now: SystemTime) -> Vec<Problem> {
         // Where no route verifies any, the bundle need not be there.
         problems.extend(on_owners(&routing, &message, verifies_backends));
     }
+    if let Some(problem) = &*proxy.client_authorities_problem.load() {
+        let message = format!("clients are believed by the CAs of before: {problem}");
+        problems.push(Problem::new(NODES, "client-authorities", message));
+    }
     if !proxy.knows_client_authorities {
         let message = "asks for client certificates, and this node knows no CA of them, so nobody gets in: name a bundle as \
                        client-authorities in [router]";

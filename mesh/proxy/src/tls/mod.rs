@@ -7,7 +7,7 @@ mod files;
 mod pem;
 mod store;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod upstream;
 mod x509;
 

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::ServerConfig;
 use tokio::{
     net::TcpListener,
@@ -50,6 +50,8 @@ pub struct Shared {
     pub backend_tls: Arc<UpstreamTls>,
     /// Clients can prove who they are.
     pub knows_client_authorities: bool,
+    /// What is wrong with the CAs of clients; those of before count still.
+    pub client_authorities_problem: ArcSwapOption<String>,
     /// What became of the access log's lines; `None` if there is no such log.
     pub access_log: Option<Arc<LogCounts>>,
 }
@@ -70,15 +72,26 @@ impl Shared {
     /// Looks whether clients are believed by others now.
     fn refresh_clients(&self, clients: &mut ClientAuthorities) {
         match clients.refresh() {
-            Ok(false) => {}
+            Ok(false) => self.client_authorities_problem.store(None),
             Ok(true) => match server_config(Arc::clone(&self.certificates), Some(clients)) {
                 Ok(config) => {
                     self.tls.store(config);
+                    self.client_authorities_problem.store(None);
                     tracing::info!("the CAs of clients were read again");
                 }
-                Err(error) => tracing::warn!(%error, "the CAs of clients stay as they were"),
+                Err(error) => self.keep_clients(&error),
             },
-            Err(error) => tracing::warn!(%error, "the CAs of clients stay as they were"),
+            Err(error) => self.keep_clients(&error),
+        }
+    }
+
+    /// Told once, however often it is found.
+    fn keep_clients(&self, error: &ConfigError) {
+        let problem = error.to_string();
+        let is_known = self.client_authorities_problem.load().as_ref().is_some_and(|known| **known == problem);
+        if !is_known {
+            tracing::warn!(%error, "the CAs of clients stay as they were");
+            self.client_authorities_problem.store(Some(Arc::new(problem)));
         }
     }
 }
@@ -151,6 +164,7 @@ impl Proxy {
             tls: ArcSwap::new(tls),
             backend_tls: Arc::new(UpstreamTls::new(config.backend_authorities.clone())?),
             knows_client_authorities: config.client_authorities.is_some(),
+            client_authorities_problem: ArcSwapOption::empty(),
             access_log: log_counts.clone(),
         });
         let config = Arc::new(config);
@@ -290,5 +304,37 @@ impl Worker {
         // As above.
         let _ = drain.wait_for(|drain| *drain).await;
         sleep(LAST_PATIENCE - Duration::from_secs(1)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{endpoint::OwnNamespace, tls::testing::Authority};
+
+    #[test]
+    fn a_bundle_for_clients_that_goes_is_told_until_it_is_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let (bundle, authority) = (directory.path().join("clients.pem"), Authority::new());
+        fs::write(&bundle, &authority.certificate).unwrap();
+        let config = Config { workers: 1, client_authorities: Some(bundle.clone()), ..Config::default() };
+        let proxy = Proxy::start(config, Arc::new(OwnNamespace)).unwrap();
+        let problem = || proxy.shared().client_authorities_problem.load().as_ref().map(|problem| problem.to_string());
+        let until = |is_there: bool| {
+            let patience = Instant::now() + Duration::from_secs(10);
+            while problem().is_some() != is_there {
+                assert!(Instant::now() < patience, "{:?}", problem());
+                thread::sleep(Duration::from_millis(20));
+            }
+        };
+        assert_eq!(problem(), None);
+        fs::remove_file(&bundle).unwrap();
+        until(true);
+        assert!(problem().unwrap().ends_with("clients.pem: is not there"), "{:?}", problem());
+        fs::write(&bundle, &authority.certificate).unwrap();
+        until(false);
+        proxy.stop();
     }
 }

@@ -7,6 +7,7 @@ use std::{fmt, time::SystemTime};
 
 use swarmesh_model::{NetworkId, TaskId};
 use swarmesh_plan::{Backend, BackendState};
+use swarmesh_proxy::tls::{CertificateFault, CertificateProblem};
 use swarmesh_router::{
     Request, Route,
     model::{Action, BackendMode, BackendSet, Filter, Member, Target, Tasks, Upstream},
@@ -141,7 +142,8 @@ fn has_certificate(view: &View, story: &mut Story, name: &str) -> bool {
     let named = view.compiled().table.certificate(Some(name));
     let problems = certificates.map(|c| c.problems(SystemTime::now())).unwrap_or_default();
     let mut is_unusable = false;
-    for problem in problems.iter().filter(|p| Some(&p.certificate) == named) {
+    let counts_now = |p: &&CertificateProblem| !matches!(p.fault, CertificateFault::ExpiresSoon { .. });
+    for problem in problems.iter().filter(|p| Some(&p.certificate) == named).filter(counts_now) {
         is_unusable |= !problem.shown;
         story.missing(format!("{:?}: {}", problem.certificate, problem.fault));
     }
