@@ -63,9 +63,11 @@ impl Agent {
         };
         let netns_dir = directory.path().join("netns");
         let config = PlaneConfig { balancing: swarmesh_dataplane::Balancing::Nft, netns_dir: netns_dir.clone(), node_address: None };
-        let router =
-            Router::start(swarmesh_proxy::Config { http: vec![loopback], workers: 1, ..swarmesh_proxy::Config::default() }, netns_dir)
-                .unwrap();
+        let router = Router::start(
+            swarmesh_proxy::Config { http: vec![loopback], workers: 1, local_hosts: true, ..swarmesh_proxy::Config::default() },
+            netns_dir,
+        )
+        .unwrap();
         let (proxy, http) = (Arc::clone(router.shared()), router.addresses()[0]);
         let kernel = Arc::new(FakeKernel::new());
         let engine = Engine::start(settings, received, move || NetfilterPlane::new(kernel, config), None, Some(router)).unwrap();

@@ -27,6 +27,8 @@ pub struct Config {
     pub certificates_dir: PathBuf,
     /// The node's own users, `name:password` in lines, for routes that ask for them.
     pub users: Option<PathBuf>,
+    /// A host that a label names may be this node itself: its loopback and link-local addresses.
+    pub local_hosts: bool,
     /// The passwords of `users` are hashes.
     pub users_hashed: bool,
     /// For names that have no certificate, and clients that say no name. Without one, those are refused.
@@ -113,6 +115,7 @@ impl Default for Config {
             secrets_dir: PathBuf::from("/run/secrets"),
             certificates_dir: PathBuf::from("/etc/swarmesh/certificates"),
             users: None,
+            local_hosts: false,
             users_hashed: false,
             default_certificate: None,
             client_authorities: None,

@@ -30,7 +30,7 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 
 use crate::{
-    config::{Sizes, Times},
+    config::{Config, Sizes},
     endpoint::{Dialer, Endpoint},
     http::body::RequestBody,
     tls::{self, UpstreamTls, UpstreamTlsError},
@@ -61,6 +61,7 @@ pub(crate) struct Upstreams {
     tls: Arc<UpstreamTls>,
     sizes: Sizes,
     idle_time: Duration,
+    local_hosts: bool,
     http1: RefCell<HashMap<u64, Vec<Idle>>>,
     /// One connection carries all requests.
     http2: RefCell<HashMap<u64, Shared>>,
@@ -124,8 +125,16 @@ pub(crate) struct Wanted<'a> {
 }
 
 impl Upstreams {
-    pub(crate) fn new(dialer: Arc<dyn Dialer>, tls: Arc<UpstreamTls>, times: &Times, sizes: Sizes) -> Self {
-        Self { dialer, tls, sizes, idle_time: times.upstream_idle, http1: RefCell::default(), http2: RefCell::default() }
+    pub(crate) fn new(dialer: Arc<dyn Dialer>, tls: Arc<UpstreamTls>, config: &Config) -> Self {
+        Self {
+            dialer,
+            tls,
+            sizes: config.sizes,
+            idle_time: config.times.upstream_idle,
+            local_hosts: config.local_hosts,
+            http1: RefCell::default(),
+            http2: RefCell::default(),
+        }
     }
 
     pub(crate) async fn connection(&self, endpoint: &Arc<Endpoint>, wanted: &Wanted<'_>) -> Result<Lease, ConnectError> {
@@ -206,7 +215,7 @@ impl Upstreams {
     pub(crate) async fn connect(&self, endpoint: &Endpoint, wanted: &Wanted<'_>) -> Result<TcpStream, ConnectError> {
         let connecting = async {
             let mut failed = None;
-            for to in addresses(&endpoint.upstream).await? {
+            for to in addresses(&endpoint.upstream, self.local_hosts).await? {
                 match self.connect_to(endpoint, to).await {
                     Ok(stream) => return Ok(stream),
                     Err(error) => failed = Some(error),
@@ -285,14 +294,14 @@ impl Upstreams {
     }
 }
 
-async fn addresses(of: &Upstream) -> Result<Vec<SocketAddr>, ConnectError> {
+async fn addresses(of: &Upstream, local_hosts: bool) -> Result<Vec<SocketAddr>, ConnectError> {
     Ok(match of {
         Upstream::Task { address, port, .. } | Upstream::Vip { address, port, .. } | Upstream::Published { address, port, .. } => {
             vec![SocketAddr::new(*address, *port)]
         }
         Upstream::Host { name, port } => {
             let found = tokio::net::lookup_host((name.as_str(), *port)).await.map_err(ConnectError::Name)?;
-            found.filter(|address| leads_elsewhere(address.ip())).collect()
+            found.filter(|address| local_hosts || leads_elsewhere(address.ip())).collect()
         }
     })
 }

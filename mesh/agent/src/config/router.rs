@@ -30,6 +30,7 @@ pub(super) struct RawRouter {
     backend_authorities: Option<PathBuf>,
     users: Option<PathBuf>,
     users_hashed: Option<bool>,
+    local_hosts: Option<bool>,
     access_log: Option<String>,
     access_log_sample: Option<u32>,
     access_log_fields: Option<Vec<String>>,
@@ -69,6 +70,7 @@ impl RawRouter {
             backend_authorities: self.backend_authorities.unwrap_or(usual.backend_authorities),
             users: self.users,
             users_hashed: self.users_hashed.unwrap_or_default(),
+            local_hosts: self.local_hosts.unwrap_or_default(),
             access_log: access_log(self.access_log.as_deref(), self.access_log_sample, self.access_log_fields.as_deref())?,
             ..usual
         })

@@ -197,7 +197,7 @@ impl Proxy {
             let lines = lines.clone();
             let work = move || {
                 let log = lines.map(|lines| Rc::new(WorkerLog::new(lines)));
-                let upstreams = Rc::new(Upstreams::new(dialer, Arc::clone(&shared.backend_tls), &config.times, config.sizes));
+                let upstreams = Rc::new(Upstreams::new(dialer, Arc::clone(&shared.backend_tls), &config));
                 let connections = Count::new(config.sizes.connections);
                 let worker = Rc::new(Worker { shared, config, upstreams, drain, connections, log });
                 LocalSet::new().block_on(&runtime, worker.run(number, listeners));
