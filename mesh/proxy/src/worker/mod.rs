@@ -99,7 +99,7 @@ impl Shared {
 /// Why the proxy does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
-    #[error("cannot listen on {address}: {error}; stop what listens there, or choose another address")]
+    #[error("cannot listen on {address}: {error}; {}", remedy(.error))]
     Listen { address: SocketAddr, error: io::Error },
     #[error("cannot write the access log {path}: {error}; see that its directory is there and that the agent may write there", path = .path.display())]
     AccessLog { path: PathBuf, error: io::Error },
@@ -109,6 +109,15 @@ pub enum ProxyError {
     Tls(#[from] ConfigError),
     #[error(transparent)]
     Auth(#[from] AuthError),
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "stop what listens there, or choose another address",
+        io::ErrorKind::PermissionDenied => "a port below 1024 takes CAP_NET_BIND_SERVICE",
+        io::ErrorKind::AddrNotAvailable => "the node has no such address (yet); 0.0.0.0 is all of them",
+        _ => "choose another address",
+    }
 }
 
 /// One worker's own.
