@@ -4,12 +4,12 @@ pub(crate) mod words;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
-use swarmesh_model::{NetworkId, Problem};
+use swarmesh_model::{NetworkId, Problem, Protocol};
 use swarmesh_plan::NodePlan;
 use swarmesh_proxy::metrics::RouteCounts;
 use swarmesh_router::{
@@ -210,7 +210,27 @@ impl View {
         let unreached = unreached
             .into_iter()
             .map(|((owner, network), label)| Problem::new(owner.to_string(), label.clone(), no_foothold(self, network)));
-        self.compiled().problems.iter().map(RouteProblem::problem).chain(unreached.collect::<Vec<_>>())
+        let covered = self.covered_listeners().map(|(address, service)| {
+            let message = format!(
+                "port {} is published by service {service}, so connections go there and not to the router: publish the service on \
+                 another port, or listen on one",
+                address.port()
+            );
+            Problem::new("router", format!("listener {address}"), message)
+        });
+        let routes = self.compiled().problems.iter().map(RouteProblem::problem);
+        routes.chain(unreached.collect::<Vec<_>>()).chain(covered.collect::<Vec<_>>())
+    }
+
+    /// Listeners of the router that a published port stands before: it is translated before anybody local is asked.
+    fn covered_listeners(&self) -> impl Iterator<Item = (SocketAddr, &str)> {
+        let all = self.listeners.http.iter().chain(&self.listeners.https);
+        all.filter_map(|address| {
+            let published = self.plan.published.get(&(Protocol::Tcp, address.port()))?;
+            let bind = &published.policy.bind;
+            let meets = bind.is_empty() || address.ip().is_unspecified() || bind.iter().any(|net| net.contains(&address.ip()));
+            meets.then_some((*address, published.name.as_str()))
+        })
     }
 
     /// The plan, with all that is wrong with its routes.

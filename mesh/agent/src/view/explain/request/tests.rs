@@ -219,3 +219,29 @@ fn problems_are_their_own_services() {
     assert_eq!(counted.dialects["swarmesh"], 8);
     assert_eq!((counted.dialects["flow_proxy"], counted.owners, counted.http.len()), (1, 9, 0));
 }
+
+#[test]
+fn a_published_port_before_a_listener_is_told() {
+    let mut view = view();
+    let told = |view: &View| view.problems().into_iter().filter(|p| p.object == "router").map(|p| p.message).collect::<Vec<_>>();
+    assert_eq!(told(&view), [""; 0]);
+    let publish = |bind: &[&str]| {
+        let policy = swarmesh_plan::Policy { bind: bind.iter().map(|b| b.parse().unwrap()).collect(), ..Default::default() };
+        let port = swarmesh_plan::PublishedPort {
+            service: "a".into(),
+            name: "own".into(),
+            target_port: 80,
+            policy: policy.into(),
+            refuse: false,
+            backends: Vec::new(),
+        };
+        ((swarmesh_model::Protocol::Tcp, 443), std::sync::Arc::new(port))
+    };
+    let (key, port) = publish(&[]);
+    view.plan.published.insert(key, port);
+    assert!(told(&view)[0].starts_with("port 443 is published by service own"), "{:?}", told(&view));
+    view.listeners.https = vec!["192.0.2.1:443".parse().unwrap()];
+    let (key, port) = publish(&["127.0.0.1/32"]);
+    view.plan.published.insert(key, port);
+    assert_eq!(told(&view), [""; 0]);
+}
