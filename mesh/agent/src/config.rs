@@ -166,6 +166,10 @@ impl Listeners {
         self.http.is_empty() && self.https.is_empty()
     }
 
+    pub fn has_port(&self, port: u16) -> bool {
+        self.http.iter().chain(&self.https).any(|address| address.port() == port)
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         let mut seen = BTreeSet::new();
         match self.http.iter().chain(&self.https).find(|address| !seen.insert(**address)) {

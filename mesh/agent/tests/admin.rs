@@ -47,12 +47,16 @@ impl Agent {
     async fn start_with(directory: TempDir, router: Option<Router>) -> Self {
         let kernel = FakeKernel::new();
         let (updates, received) = mpsc::channel(16);
+        let listeners = swarmesh_agent::config::Listeners {
+            http: router.iter().flat_map(|router| router.addresses().to_vec()).collect(),
+            https: Vec::new(),
+        };
         let settings = Settings {
             source: "snapshot:test".to_owned(),
             node: None,
             hostname: "node1".to_owned(),
             takeover: swarmesh_plan::Takeover::On,
-            router: swarmesh_agent::config::RouterConfig::default(),
+            router: swarmesh_agent::config::RouterConfig { listeners, ..Default::default() },
             store: Store::new(directory.path().join("state")),
             patience: Duration::from_millis(200),
             audit_every: Duration::from_secs(60),
@@ -394,5 +398,20 @@ async fn uninstall_refuses_while_an_agent_answers() {
     let output = (&mut command).await.unwrap().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("stop it first, or use --force"));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_load_balancer_sees_a_draining_router_and_its_requests_are_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let (router, address) = router(&directory, swarmesh_proxy::Config::default());
+    let agent = Agent::start_with(directory, Some(router)).await;
+    let health = format!("/v1/health/published/tcp/{}", address.port());
+    agent.until(&health, 200).await;
+    assert_eq!(agent.call("POST", "/v1/drain", "").await.0, 200);
+    assert_eq!(agent.get(&health).await.0, 503);
+    assert_eq!(ask(address, "nobody.example").await, 503, "the router itself still answers");
+    assert_eq!(agent.call("POST", "/v1/resume", "").await.0, 200);
+    assert_eq!(agent.get(&health).await.0, 200);
     agent.stop().await;
 }
