@@ -28,7 +28,7 @@ services:
     ports: ["8000:80", "8000:53/udp"]
     networks: [back]
     stop_grace_period: 20s
-    healthcheck: {test: [CMD, curl, -sf, "http://127.0.0.1:80/health"], interval: 500ms, retries: 20}
+    healthcheck: {test: [CMD, curl, -sf, "http://127.0.0.1:80/health"], interval: PULSEms, retries: 20}
     deploy:
       replicas: 6
       update_config: {order: start-first, parallelism: 2, delay: 500ms}
@@ -64,7 +64,9 @@ fn moment() -> u64 {
 }
 
 fn stack() -> String {
-    STACK.replace("SHORT", &short().to_string()).replace("MOMENT", &moment().to_string())
+    // A check is a program that is started: six tasks' checks twice a second would be all that an emulated machine does.
+    let pulse = silence(Duration::from_millis(500)).as_millis();
+    STACK.replace("SHORT", &short().to_string()).replace("MOMENT", &moment().to_string()).replace("PULSE", &pulse.to_string())
 }
 
 fn node_address(index: usize) -> IpAddr {
@@ -134,7 +136,7 @@ const ROWS: &[Row<Lab>] = &[
         wait_for_tasks(lab, "web", 2)?;
         lab.lab(&["scale", "t_web=6"])?;
         wait_for_tasks(lab, "web", 6)?;
-        sleep(Duration::from_secs(1));
+        sleep(silence(Duration::from_secs(1)));
         let outcome = clients.stop()?;
         ensure!(outcome.tasks.len() >= 10, "six old and four new tasks got traffic: {:?}", outcome.tasks);
         Ok(())

@@ -170,7 +170,7 @@ async fn tls_ends_with_the_certificate_of_the_name() {
     }
     // A name that nobody has is refused, and so is one without a name.
     assert!(open(stage.address(), "three.example", &client(&[&one, &two], &[])).await.is_err());
-    drop(stage);
+    tokio::task::spawn_blocking(move || drop(stage)).await.unwrap();
 }
 
 #[tokio::test]
@@ -247,7 +247,7 @@ async fn tls_passes_through_by_its_name() {
         assert_eq!(get(stream, "own.example").await.body(), "sni own.example");
     }
     assert!(open(stage.address(), "other.example", &client(&[&site], &[])).await.is_err());
-    drop(stage);
+    tokio::task::spawn_blocking(move || drop(stage)).await.unwrap();
 }
 
 #[tokio::test]
@@ -310,5 +310,5 @@ async fn http2_goes_through_with_its_trailers() {
         assert_eq!(text, "pong");
         assert_eq!(trailers.unwrap()["grpc-status"], "0");
     }
-    drop(stage);
+    tokio::task::spawn_blocking(move || drop(stage)).await.unwrap();
 }
