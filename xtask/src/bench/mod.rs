@@ -2,6 +2,7 @@
 
 mod connections;
 mod first_packet;
+mod http;
 mod memory;
 mod names;
 mod programming;
@@ -48,6 +49,8 @@ enum What {
     Memory,
     /// B7: CPU per query and answer times of the resolver
     Names,
+    /// B8: CPU per request and answer times of the proxy
+    Http,
     /// What IPVS costs, in instructions, on a kernel that has it: in QEMU
     Vm,
 }
@@ -56,7 +59,7 @@ pub(crate) use names::echo;
 pub(crate) use vm::{GuestArgs, guest};
 
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
-    let all = [What::FirstPacket, What::Programming, What::Connections, What::Memory, What::Names, What::Vm];
+    let all = [What::FirstPacket, What::Programming, What::Connections, What::Memory, What::Names, What::Http, What::Vm];
     let wanted = if args.what.is_empty() { all.to_vec() } else { args.what.clone() };
     // A guest has what it needs.
     let is_here = wanted.iter().any(|what| *what != What::Vm);
@@ -79,6 +82,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
             What::Names => {
                 packages::ensure(&["dnsmasq-base", "unbound", "knot", "docker.io", "busybox-static"])?;
                 names::run(args.blocks, args.services)?;
+            }
+            What::Http => {
+                packages::ensure(&["nginx-light", "util-linux"])?;
+                http::run(args.blocks)?;
             }
             What::Vm => {
                 let BenchArgs { blocks, rounds, services, tasks, .. } = *args;
