@@ -35,7 +35,9 @@ services:
       labels: {swarmesh.drain: "10"}
   single:
     image: example/single
+    environment: {WHOAMI_LINGER: "MOMENT"}
     networks: [back]
+    stop_grace_period: 20s
     deploy:
       replicas: 1
       update_config: {order: start-first}
@@ -308,8 +310,8 @@ networks:
         let vip = lab.vip("single", "back")?;
         let caller = lab.tasks("caller")?.into_iter().next().context("no caller")?;
         lab.deploy(&stack().replace(
-            "  single:\n    image: example/single\n    networks: [back]\n    deploy:\n",
-            "  single:\n    image: example/single\n    networks: [back]\n    deploy:\n      endpoint_mode: dnsrr\n",
+            "      replicas: 1\n      update_config: {order: start-first}\n",
+            "      replicas: 1\n      endpoint_mode: dnsrr\n      update_config: {order: start-first}\n",
         ))?;
         lab.wait("it has no VIP", || Ok(lab.vip("single", "back").is_err()))?;
         lab.settled(&NODES)?;
