@@ -266,3 +266,20 @@ fn floods_of_http2_end_their_connection_and_no_other() {
     });
     assert!(stage.seen("web").iter().filter(|seen| seen.header("host") == Some("a")).count() > 0);
 }
+
+/// A tunnel that speaks HTTP would carry requests past every route and filter ("h2c smuggling").
+#[test]
+fn an_upgrade_to_http_is_not_passed_on() {
+    let willing = |seen: &Seen| match seen.header("upgrade") {
+        Some(_) => Reply::Echo(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n".to_vec()),
+        None => ok("plain"),
+    };
+    let stage = Stage::new(Config::default()).service("web", 1, willing).route(Match::host("a"), "web", |_| {});
+    for protocol in ["h2c", "H2C", "websocket, h2c", "HTTP/2.0", "TLS/1.0, HTTP/1.1"] {
+        let answer = stage.ask(format!(
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: {protocol}\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
+        ));
+        assert_eq!((answer.status, answer.body.as_str()), (200, "plain"), "{protocol}");
+    }
+    assert!(stage.seen("web").iter().all(|seen| seen.header("http2-settings").is_none()));
+}

@@ -337,7 +337,7 @@ pub(crate) fn take_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
         let kept = [header::HOST, header::CONTENT_LENGTH, header::AUTHORIZATION, header::COOKIE];
         let named = named_in_connection(headers);
         if named.contains(&header::UPGRADE) {
-            upgrade = headers.get(header::UPGRADE).cloned();
+            upgrade = headers.get(header::UPGRADE).filter(|protocol| !is_http(protocol)).cloned();
         }
         for name in named.iter().filter(|name| !kept.contains(name)) {
             headers.remove(name);
@@ -352,6 +352,17 @@ pub(crate) fn take_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
     upgrade
+}
+
+/// Whether an upgrade would lead to HTTP again: then the tunnel would carry requests that no route and no filter sees. Such a request
+/// goes on as what it is, which RFC 9110, 7.8, allows.
+fn is_http(protocol: &HeaderValue) -> bool {
+    let names = protocol.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    ["h2", "http", "tls"].iter().any(|http| names.clone().any(|name| starts_as(name, http.as_bytes())))
+}
+
+fn starts_as(name: &[u8], with: &[u8]) -> bool {
+    name.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with))
 }
 
 /// The names that `Connection` lists.
