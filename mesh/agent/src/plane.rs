@@ -15,8 +15,8 @@ pub trait Plane {
     /// Readable when somebody else changed the kernel's tables.
     fn events(&self) -> Option<BorrowedFd<'_>>;
     fn check_events(&mut self, now: Instant);
-    /// Reads everything back and mends what differs.
-    fn audit(&mut self, now: Instant);
+    /// Begins to read everything back and to mend what differs, which [`Self::run_due`] goes on with.
+    fn start_audit(&mut self, now: Instant);
     fn is_settled(&self) -> bool;
     fn status(&self, now: Instant) -> PlaneStatus;
 }
@@ -42,8 +42,8 @@ impl Plane for NetfilterPlane {
         Self::check_events(self, now);
     }
 
-    fn audit(&mut self, now: Instant) {
-        Self::audit(self, now);
+    fn start_audit(&mut self, now: Instant) {
+        Self::start_audit(self, now);
     }
 
     fn is_settled(&self) -> bool {

@@ -223,7 +223,7 @@ impl Step {
             }
             Self::Retry => world.retry(),
             Self::Wait(millis) => world.after(Duration::from_millis((*millis).into())),
-            Self::Audit => world.plane.audit(world.now),
+            Self::Audit => world.audit(),
             Self::Damage(harm) => {
                 let views: Vec<_> = world.views().into_values().collect();
                 for (view, set_name, element, change) in harm {
@@ -265,7 +265,7 @@ proptest! {
         // Faults that no call has met yet must not count against what follows; each call takes one.
         for _ in 0..24 {
             // IPVS tells nobody what is done to it: the audit sees it.
-            world.plane.audit(world.now);
+            world.audit();
             world.retry();
         }
         world.check_events();
@@ -274,7 +274,7 @@ proptest! {
 
         // And then nothing moves: not by asking again, and not by starting again.
         world.forget_records();
-        world.plane.audit(world.now);
+        world.audit();
         world.check_events();
         prop_assert_eq!(world.written(), BTreeMap::new());
         let drains = world.plan.0.networks.values().flatten().count();

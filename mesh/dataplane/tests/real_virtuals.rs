@@ -215,6 +215,12 @@ impl Agent {
         assert!(self.plane.is_settled(), "{:?}", self.plane.status(Instant::now()).places);
     }
 
+    fn audit(&mut self) {
+        let now = Instant::now();
+        self.plane.start_audit(now);
+        while self.plane.run_due(now) == Some(now) {}
+    }
+
     fn commits(&self) -> u64 {
         self.plane.status(Instant::now()).commits
     }
@@ -423,7 +429,7 @@ fn what_others_do_to_virtual_servers_is_mended_by_the_audit() {
         (IpvsOp::Flush, 5),
     ] {
         ns.ipvs_apply(std::slice::from_ref(&harm)).unwrap().remove(0).unwrap();
-        agent.plane.audit(Instant::now());
+        agent.audit();
         assert!(agent.plane.is_settled());
         assert_eq!(agent.plane.status(Instant::now()).healed, healed, "{harm}");
         let spread = world.spread(VIP, 4);
@@ -466,7 +472,7 @@ fn planes_change_under_load_and_nothing_fails() {
         agent = Agent::new(world.dir.path(), next);
         agent.apply(plan(&hosts, &Policy::default()));
         thread::sleep(Duration::from_millis(300));
-        agent.plane.audit(Instant::now());
+        agent.audit();
         thread::sleep(Duration::from_millis(100));
         stop.store(true, Relaxed);
         let (done, failed) = load.join().unwrap();

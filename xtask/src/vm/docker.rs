@@ -83,8 +83,6 @@ pub(crate) fn boot(engines: &Engines<'_>) -> Result<Guest> {
     }
     image.text("tests/list", "");
     image.text("tests/script", script(engines.script));
-    // No server outside, and none to wait for.
-    image.text("etc/resolv.conf", "");
     image.text("etc/os-release", "NAME=guest\nPRETTY_NAME=guest\n");
     image.write(&path)?;
 

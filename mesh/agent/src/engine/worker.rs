@@ -187,7 +187,7 @@ impl<P: Plane> Worker<P> {
                 () = changed(events.as_ref()) => self.check_events(),
                 () = next(&mut self.host_servers) => self.take_host_servers(),
                 _ = audit.tick() => {
-                    self.plane.audit(Instant::now());
+                    self.plane.start_audit(Instant::now());
                     if let Some(names) = &mut self.names {
                         names.audit(Instant::now());
                     }

@@ -18,7 +18,7 @@ mod watch;
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     fmt,
     net::IpAddr,
     path::PathBuf,
@@ -141,6 +141,8 @@ pub struct NetfilterPlane {
     /// Numbers by which the watch tells places apart.
     watched: HashMap<u64, Place>,
     next_watch: u64,
+    /// Places that the audit under way has not come to yet.
+    unaudited: VecDeque<Place>,
     errors: u64,
     healed: u64,
     /// Work of tables that are closed by now.
@@ -180,6 +182,7 @@ impl NetfilterPlane {
             directory,
             watched: HashMap::new(),
             next_watch: 0,
+            unaudited: VecDeque::new(),
             errors: 0,
             healed: 0,
             closed: table::Counts::default(),
@@ -462,7 +465,7 @@ impl NetfilterPlane {
         })
     }
 
-    /// Retries what is due and ends drains that are over. Returns when to call again.
+    /// Retries what is due, ends drains that are over, and audits one place if an audit is under way. Returns when to call again.
     pub fn run_due(&mut self, now: Instant) -> Option<Instant> {
         let due: Vec<Place> =
             self.records.iter().filter(|(_, r)| r.pending.as_ref().is_some_and(|p| p.retry <= now)).map(|(p, _)| p.clone()).collect();
@@ -472,6 +475,9 @@ impl NetfilterPlane {
         self.tell(now);
         let cuts = self.flows.due(now);
         self.cut(&cuts);
+        if self.audit_next(now) {
+            return Some(now);
+        }
         let retries = self.records.values().filter_map(|r| r.pending.as_ref().map(|p| p.retry));
         retries.chain(self.flows.next()).min()
     }
@@ -532,27 +538,39 @@ impl NetfilterPlane {
         }
     }
 
-    /// Reads every place back and mends what differs.
-    pub fn audit(&mut self, now: Instant) {
+    /// Begins to read every place back, and to mend what differs. [`Self::run_due`] reads one place a call: a place may have
+    /// thousands of lists to read, and what has changed in the swarm is not to wait for all places.
+    pub fn start_audit(&mut self, now: Instant) {
         self.leave_replaced(now);
         self.release_leftovers();
-        let places: Vec<Place> = self.records.iter().filter(|(_, r)| r.pending.is_none()).map(|(p, _)| p.clone()).collect();
-        for place in places {
-            let before = self.work();
-            self.attempt(&place, now, |plane, place| {
-                plane.sync(place)?;
-                if plane.work() != before {
-                    tracing::warn!(place = %plane.name(place), "the audit found differences and mended them");
-                    plane.healed += 1;
-                }
-                match place {
-                    Place::Ingress => plane.ingress.as_mut().map_or(Ok(()), IngressTable::tidy)?,
-                    Place::Task(id) => plane.tasks.get_mut(id).map_or(Ok(()), TaskTable::tidy)?,
-                    Place::Node => plane.node.as_mut().map_or(Ok(()), NodeTable::tidy)?,
-                }
-                Ok(())
-            });
+        self.unaudited = self.records.keys().cloned().collect();
+    }
+
+    /// Says whether there are more.
+    fn audit_next(&mut self, now: Instant) -> bool {
+        let is_settled = |r: &Record| r.pending.is_none();
+        let next = std::iter::from_fn(|| self.unaudited.pop_front()).find(|place| self.records.get(place).is_some_and(is_settled));
+        if let Some(place) = next {
+            self.audit(&place, now);
         }
+        !self.unaudited.is_empty()
+    }
+
+    fn audit(&mut self, place: &Place, now: Instant) {
+        let before = self.work();
+        self.attempt(place, now, |plane, place| {
+            plane.sync(place)?;
+            if plane.work() != before {
+                tracing::warn!(place = %plane.name(place), "the audit found differences and mended them");
+                plane.healed += 1;
+            }
+            match place {
+                Place::Ingress => plane.ingress.as_mut().map_or(Ok(()), IngressTable::tidy)?,
+                Place::Task(id) => plane.tasks.get_mut(id).map_or(Ok(()), TaskTable::tidy)?,
+                Place::Node => plane.node.as_mut().map_or(Ok(()), NodeTable::tidy)?,
+            }
+            Ok(())
+        });
         self.tell(now);
     }
 

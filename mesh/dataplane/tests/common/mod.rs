@@ -133,6 +133,11 @@ impl World {
         self.restart();
     }
 
+    /// From the first place to the last, at once.
+    pub fn audit(&mut self) {
+        audit(&mut self.plane, self.now);
+    }
+
     pub fn after(&mut self, time: Duration) {
         self.now += time;
         self.plane.run_due(self.now);
@@ -329,6 +334,12 @@ impl World {
         }
         (near, far)
     }
+}
+
+/// One place a turn, as the engine does it, until there are no more.
+pub fn audit(plane: &mut NetfilterPlane, now: Instant) {
+    plane.start_audit(now);
+    while plane.run_due(now) == Some(now) {}
 }
 
 pub fn path(name: &str) -> PathBuf {

@@ -156,7 +156,7 @@ fn a_task_is_near_only_while_its_own_table_is_applied() {
     world.apply(plan());
     assert!(ways(&world, 8080).0.is_some());
     world.kernel.remove_namespace(path("box1"));
-    world.plane.audit(world.now);
+    world.audit();
     assert_eq!(ways(&world, 8080), (None, ips(others)));
 }
 
@@ -175,11 +175,11 @@ fn a_task_without_a_leg_on_the_nodes_bridge_is_reached_through_the_sandbox() {
     // A leg that went is noticed by the audit, and one that came.
     let mut world = World::with(rich());
     world.task(1).set_default_route(false, None);
-    world.plane.audit(world.now);
+    world.audit();
     assert_eq!(ways(&world, 8080), (None, others));
     assert!(world.task(1).fwmark_rules().len() == 1 && world.task(1).route(false, swarmesh_dataplane::NEAR_TABLE).is_none());
     world.task(1).set_default_route(false, Some(DefaultRoute { index: 4, gateway: Some(ip("172.18.0.1")) }));
-    world.plane.audit(world.now);
+    world.audit();
     world.is_exact();
 }
 

@@ -142,7 +142,7 @@ fn early_arrivals_start_over_once() {
         world.retry();
         assert_eq!(world.task(1).flushed(), [own], "after {failures} failures");
         flushed(&world);
-        world.plane.audit(world.now);
+        world.audit();
         world.restart();
         world.apply(rich().task(1, &["net1"], &[(Tcp, 8080, 81)]));
         assert_eq!(world.task(1).flushed(), []);

@@ -98,12 +98,12 @@ fn docker_user_may_be_absent_or_come_back() {
     assert_eq!(world.node().docker_user(false), None);
 
     world.node().set_docker_user(false, true);
-    world.plane.audit(world.now);
+    world.audit();
     let rules = world.node().docker_user(false).unwrap();
     assert_eq!(rules.len(), 4);
     assert!(rules.iter().flatten().any(|w| w == "172.18.0.2") && rules.iter().flatten().any(|w| w == "docker_gwbridge"));
     world.forget_records();
-    world.plane.audit(world.now);
+    world.audit();
     assert_eq!(world.written(), BTreeMap::new());
     world.is_exact();
 }

@@ -104,13 +104,13 @@ fn ports_that_went_while_no_agent_ran_are_not_taken_any_more() {
         world.forget_records();
         world.plan = Plan::default();
         world.restart();
-        world.plane.audit(world.now);
+        world.audit();
         assert_eq!(world.written(), BTreeMap::new());
         world.plan = plan;
         world.plan.0.version = 1;
         world.restart();
         world.settled();
-        world.plane.audit(world.now);
+        world.audit();
         assert_eq!(world.node().elements(set("published")), []);
         assert_eq!(world.sandbox().elements(set("front4")), []);
         world.forget_records();

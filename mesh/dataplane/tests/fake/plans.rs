@@ -59,7 +59,7 @@ fn a_restart_with_nothing_changed_writes_nothing() {
     world.settled();
     assert_eq!(world.written(), BTreeMap::new());
     assert_eq!(world.plane.status(world.now).commits, 0);
-    world.plane.audit(world.now);
+    world.audit();
     world.check_events();
     world.after(Duration::from_secs(3600));
     assert_eq!(world.written(), BTreeMap::new());

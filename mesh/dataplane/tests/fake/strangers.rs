@@ -125,7 +125,7 @@ fn what_a_stranger_adds_is_taken_out_by_the_audit() {
             if restart {
                 world.restart();
             } else {
-                world.plane.audit(world.now);
+                world.audit();
             }
             world.is_exact();
             // And the next new class has a number.

@@ -146,13 +146,32 @@ fn what_others_do_to_ours_is_mended_and_theirs_is_left() {
     };
     world.task(1).ipvs_as_stranger(&IpvsOp::AddVirtual(theirs.clone())).unwrap();
     world.task(1).ipvs_as_stranger(&IpvsOp::DeleteVirtual(id)).unwrap();
-    world.plane.audit(world.now);
+    world.audit();
     assert_eq!(world.plane.status(world.now).healed, 1);
     world.is_exact();
     assert!(world.task(1).ipvs().iter().any(|(server, _)| *server == theirs));
     // Somebody flushes it all.
     world.task(1).ipvs_as_stranger(&IpvsOp::Flush).unwrap();
-    world.plane.audit(world.now);
+    world.audit();
+    world.is_exact();
+}
+
+#[test]
+fn an_audit_takes_turns_with_changes() {
+    let mut world = World::with_on(ipvs(), rich());
+    for view in world.views().values() {
+        view.ipvs_as_stranger(&IpvsOp::Flush).unwrap();
+    }
+    world.plane.start_audit(world.now);
+    let mut healed = Vec::new();
+    while world.plane.run_due(world.now) == Some(world.now) {
+        healed.push(world.plane.status(world.now).healed);
+        // What changes between two places is carried out there, and a place that has gone by its turn is none any more.
+        world.apply(changed().without_task(2));
+        world.settled();
+    }
+    // One after the other, as far as they have virtual servers.
+    assert!(healed.len() > 1 && healed.windows(2).all(|two| two[1] <= two[0] + 1), "{healed:?}");
     world.is_exact();
 }
 
@@ -162,12 +181,12 @@ fn from_plane_to_plane_and_back_without_a_trace() {
     for _ in 0..2 {
         world.switch(ipvs());
         // The balancer's sets, which nothing looks into any more, are emptied by the audit.
-        world.plane.audit(world.now);
+        world.audit();
         world.is_exact();
         world.switch(Balancing::Nft);
         world.settled();
         // Nobody has connections in the virtual servers: the audit takes them away, and the maps with the last one.
-        world.plane.audit(world.now);
+        world.audit();
         world.is_exact();
         for view in world.views().values() {
             assert_eq!(view.ipvs(), []);
