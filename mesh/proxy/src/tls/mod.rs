@@ -31,7 +31,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 pub use self::{
     error::{CertificateError, Place, Reason},
-    store::{CertificateFault, CertificateProblem, Certificates, Directories, FreeCertificate},
+    store::{CertificateFault, CertificateProblem, Certificates, Directories, FreeCertificate, ShownFor},
     upstream::{DEBIAN_BUNDLE, UpstreamTls, UpstreamTlsError, connect, server_name},
 };
 use crate::hello::Alert;

@@ -65,14 +65,26 @@ struct Held {
 /// A certificate with its key that no route names.
 #[derive(Clone, Debug)]
 pub struct FreeCertificate {
+    name: Arc<str>,
     key: Arc<CertifiedKey>,
+}
+
+/// Why a certificate is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ShownFor {
+    /// A route says so.
+    Route,
+    /// It is for this name, and no route says which is; it was given by this name.
+    Name(Arc<str>),
+    /// There is no better.
+    Default,
 }
 
 impl FreeCertificate {
     /// From a text with both.
     pub fn read(name: &str, text: &[u8]) -> Result<Self, CertificateError> {
         let place = Place::Given(name.to_owned());
-        Ok(Self { key: pem::pair((&place, text), None)?.key })
+        Ok(Self { name: name.into(), key: pem::pair((&place, text), None)?.key })
     }
 
     fn is_for(&self, name: &ServerName<'_>) -> bool {
@@ -176,19 +188,26 @@ impl Certificates {
 
     /// What a client that asks for this name is shown; `None` refuses it.
     pub fn find(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
+        self.choose(name).map(|(_, key)| key)
+    }
+
+    /// The same, with the reason.
+    pub fn choose(&self, name: Option<&str>) -> Option<(ShownFor, Arc<CertifiedKey>)> {
         let current = self.current.load();
-        let named = current.table.certificate(name).and_then(|reference| current.keys.get(reference)).cloned();
-        named.or_else(|| self.find_free(name?)).or_else(|| current.default.clone())
+        let named = current.table.certificate(name).and_then(|reference| current.keys.get(reference));
+        let of_route = named.map(|key| (ShownFor::Route, Arc::clone(key)));
+        of_route.or_else(|| self.find_free(name?)).or_else(|| Some((ShownFor::Default, current.default.clone()?)))
     }
 
     /// O(certificates): there are few, and a handshake costs more than all of them.
-    fn find_free(&self, name: &str) -> Option<Arc<CertifiedKey>> {
+    fn find_free(&self, name: &str) -> Option<(ShownFor, Arc<CertifiedKey>)> {
         let free = self.free.load();
         if free.is_empty() {
             return None;
         }
         let name = ServerName::try_from(name).ok()?;
-        free.iter().find(|certificate| certificate.is_for(&name)).map(|certificate| Arc::clone(&certificate.key))
+        let found = free.iter().find(|certificate| certificate.is_for(&name))?;
+        Some((ShownFor::Name(Arc::clone(&found.name)), Arc::clone(&found.key)))
     }
 
     /// What is not as it should be, at this time.
@@ -595,6 +614,8 @@ mod tests {
         certificates.set_free(vec![FreeCertificate::read("f", free.combined().as_bytes()).unwrap()]);
         let leaf = |name| shown(Some(name)).unwrap();
         assert_ne!(leaf("x.free.example"), leaf("a.example"), "a route's own comes first");
+        let shown_for = |name| certificates.choose(Some(name)).unwrap().0;
+        assert_eq!([shown_for("a.example"), shown_for("x.free.example")], [ShownFor::Route, ShownFor::Name("f".into())]);
         for other in [Some("free.example"), Some("b.example"), Some("not a name"), None] {
             assert_eq!(shown(other), None, "{other:?}");
         }

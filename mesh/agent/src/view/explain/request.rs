@@ -7,7 +7,7 @@ use std::{fmt, time::SystemTime};
 
 use swarmesh_model::{NetworkId, TaskId};
 use swarmesh_plan::{Backend, BackendState};
-use swarmesh_proxy::tls::{CertificateFault, CertificateProblem};
+use swarmesh_proxy::tls::{CertificateFault, CertificateProblem, ShownFor};
 use swarmesh_router::{
     Request, Route,
     model::{Action, BackendMode, BackendSet, Filter, Member, Target, Tasks, Upstream},
@@ -136,21 +136,24 @@ fn routed(view: &View, story: &mut Story, asking: &Asking, port: u16) -> Outcome
     answered(view, story, route, asking)
 }
 
-/// Tells which certificate a client is shown that asks for a name. A route's that cannot be used gives way to the node's own.
+/// Tells which certificate a client is shown that asks for a name. A route's that cannot be used gives way to one that was put, and
+/// that to the node's own.
 fn has_certificate(view: &View, story: &mut Story, name: &str) -> bool {
     let certificates = view.proxy.as_ref().map(|proxy| &proxy.certificates);
     let named = view.compiled().table.certificate(Some(name));
     let problems = certificates.map(|c| c.problems(SystemTime::now())).unwrap_or_default();
-    let mut is_unusable = false;
     let counts_now = |p: &&CertificateProblem| !matches!(p.fault, CertificateFault::ExpiresSoon { .. });
     for problem in problems.iter().filter(|p| Some(&p.certificate) == named).filter(counts_now) {
-        is_unusable |= !problem.shown;
         story.missing(format!("{:?}: {}", problem.certificate, problem.fault));
     }
-    match (named, certificates.and_then(|c| c.find(Some(name)))) {
-        (Some(named), Some(_)) if !is_unusable => story.hop("certificate", format!("TLS ends here, with {named:?}")),
+    let shown = certificates.and_then(|certificates| certificates.choose(Some(name))).map(|(reason, _)| reason);
+    match (named, shown) {
+        (Some(named), Some(ShownFor::Route)) => story.hop("certificate", format!("TLS ends here, with {named:?}")),
         // The routes as such, without a proxy that has read any file.
-        (Some(named), None) if certificates.is_none() => story.hop("certificate", format!("TLS would end here, with {named:?}")),
+        (Some(named), _) if certificates.is_none() => story.hop("certificate", format!("TLS would end here, with {named:?}")),
+        (_, Some(ShownFor::Name(given))) => {
+            story.hop("certificate", format!("TLS ends here, with {given}, which was put and is for this name"))
+        }
         (_, Some(_)) => story.hop("certificate", "TLS ends here, with the node's own certificate"),
         (Some(named), None) => {
             story.hop("certificate", format!("{named:?} cannot be used, and the node has none of its own"));
