@@ -47,9 +47,9 @@ services:
     deploy: {replicas: 1}
   short:
     image: example/short
-    environment: {WHOAMI_LINGER: "30"}
+    environment: {WHOAMI_LINGER: "LONGER"}
     ports: ["8001:80"]
-    stop_grace_period: 40s
+    stop_grace_period: 120s
     deploy: {replicas: 2, labels: {swarmesh.drain: "SHORT"}}
 networks:
   back:
@@ -57,7 +57,12 @@ networks:
 
 /// Seconds that are short, and yet time enough to look twice: three on an ordinary machine.
 fn short() -> u64 {
-    silence(Duration::from_secs(3)).as_secs()
+    patient(Duration::from_secs(3)).as_secs()
+}
+
+/// Seconds for which a task outlasts a short drain.
+fn longer() -> u64 {
+    short() + silence(Duration::from_secs(12)).as_secs()
 }
 
 /// With so long to stop, tasks outlast the news of it: a second on an ordinary machine, beside Docker's two before the signal.
@@ -65,10 +70,15 @@ fn moment() -> u64 {
     silence(Duration::from_secs(1)).as_secs()
 }
 
+/// Milliseconds between two checks. A check is a program that is started: six tasks' checks twice a second would be all that an
+/// emulated machine does.
+fn pulse() -> u128 {
+    silence(Duration::from_millis(500)).as_millis()
+}
+
 fn stack() -> String {
-    // A check is a program that is started: six tasks' checks twice a second would be all that an emulated machine does.
-    let pulse = silence(Duration::from_millis(500)).as_millis();
-    STACK.replace("SHORT", &short().to_string()).replace("MOMENT", &moment().to_string()).replace("PULSE", &pulse.to_string())
+    let stack = STACK.replace("SHORT", &short().to_string()).replace("LONGER", &longer().to_string());
+    stack.replace("MOMENT", &moment().to_string()).replace("PULSE", &pulse().to_string())
 }
 
 fn node_address(index: usize) -> IpAddr {
@@ -192,7 +202,7 @@ const ROWS: &[Row<Lab>] = &[
         for connection in &mut held {
             connection.talk().context("a connection was cut while draining")?;
         }
-        // Its swarmesh.drain is over then; the task itself lingers for 30 s.
+        // Its swarmesh.drain is over then; the task itself is still there.
         sleep(Duration::from_secs(short() + 2).saturating_sub(leaving.elapsed()));
         let stay: Vec<String> = lab.tasks("short")?.iter().map(|t| t["name"].as_str().unwrap_or_default().to_owned()).collect();
         for connection in &mut held {
@@ -250,13 +260,15 @@ const ROWS: &[Row<Lab>] = &[
     image: example/late
     environment: {WHOAMI_READY_AFTER: "SHORT"}
     ports: ["8002:80"]
-    healthcheck: {test: [CMD, curl, -sf, "http://127.0.0.1:80/health"], interval: 300ms, retries: 20, start_period: 10s}
+    healthcheck: {test: [CMD, curl, -sf, "http://127.0.0.1:80/health"], interval: PULSEms, retries: 20, start_period: LONGERs}
     deploy: {replicas: 1}
 networks:
   back:
 "#,
             )
-            .replace("SHORT", &short().to_string());
+            .replace("SHORT", &short().to_string())
+            .replace("LONGER", &longer().to_string())
+            .replace("PULSE", &pulse().to_string());
         lab.deploy(&late)?;
         let target = SocketAddr::new(node_address(0), 8002);
         lab.wait("it is starting", || Ok(lab.all_tasks("late")?.iter().any(|t| t["state"] == "starting")))?;
@@ -266,7 +278,7 @@ networks:
         let sick = late
             .replace("WHOAMI_READY_AFTER: \"", "WHOAMI_FAIL: \"unhealthy-after=")
             .replace("retries: 20", "retries: 1")
-            .replace("start_period: 10s", "start_period: 1s");
+            .replace(&format!("start_period: {}s", longer()), "start_period: 1s");
         lab.deploy(&sick)?;
         lab.wait("it answers", || Ok(lab.get("client1", target).is_ok()))?;
         lab.wait("the unhealthy one is taken out", || Ok(lab.tasks("late")?.is_empty()))?;
