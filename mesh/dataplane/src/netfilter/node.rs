@@ -46,6 +46,8 @@ pub(crate) struct NodeTable {
     /// Ports that listen on few addresses, with those; and the marker chain that says which of them are loaded.
     bindings: BTreeMap<PortKey, Vec<IpNet>>,
     bindings_marker: String,
+    /// What Docker's user chain was seen to let through.
+    forwarded: Option<(String, IngressFacts)>,
 }
 
 impl NodeTable {
@@ -61,6 +63,7 @@ impl NodeTable {
             gateway: None,
             bindings: BTreeMap::new(),
             bindings_marker: String::new(),
+            forwarded: None,
         })
     }
 
@@ -99,7 +102,9 @@ impl NodeTable {
         self.table.switch_on("net/ipv4/ip_forward", IP_FORWARD)?;
         // 127.0.0.1 as a source leaves by the bridge, and the answer comes in by it; our guard keeps others out.
         self.table.switch_on(&format!("net/ipv4/conf/{}/route_localnet", bridge.name), ROUTE_LOCALNET)?;
-        accept_forwarded(&mut *self.table.ns, &bridge.name, ingress)?;
+        if harmed || !self.is_forwarded(&bridge.name, ingress)? {
+            self.ensure_forwarding(ingress)?;
+        }
 
         let (published, bound) = (self.table.ns.elements(self.published.name())?, self.table.ns.elements(self.bound.name())?);
         self.published.adopt(published);
@@ -226,10 +231,31 @@ impl NodeTable {
         Ok(())
     }
 
-    /// Puts Docker's user chain right again if somebody emptied it.
+    /// Whether Docker's user chain surely has our rules still. Asking it is a run of another program for each of them, during
+    /// which nothing else is done: long enough on a slow machine for backends to go that new connections are still sent to.
+    /// Where iptables is nftables behind the scenes, whoever takes a rule out is noticed as it happens.
+    fn is_forwarded(&mut self, bridge: &str, ingress: &IngressFacts) -> Result<bool, PlaneError> {
+        if self.table.overlooked || !self.forwarded.as_ref().is_some_and(|(name, facts)| name == bridge && facts == ingress) {
+            return Ok(false);
+        }
+        let families = [(Family::Ip, ingress.address4.is_some()), (Family::Ip6, ingress.address6.is_some())];
+        for (family, _) in families.into_iter().filter(|(_, is_used)| *is_used) {
+            if !self.table.ns.has_rules(family, "filter", USER_CHAIN)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Puts Docker's user chain right if our rules are not in it.
     pub(crate) fn ensure_forwarding(&mut self, ingress: &IngressFacts) -> Result<(), PlaneError> {
+        self.forwarded = None;
+        self.table.overlooked = false;
         let bridge = self.facts.bridge.clone();
-        accept_forwarded(&mut *self.table.ns, &bridge, ingress)
+        if accept_forwarded(&mut *self.table.ns, &bridge, ingress)? {
+            self.forwarded = Some((bridge, ingress.clone()));
+        }
+        Ok(())
     }
 }
 
@@ -242,17 +268,21 @@ fn direct_key(front: Front) -> Option<Vec<u8>> {
 
 const BINDINGS: &str = "bindings_";
 
-/// Docker's FORWARD policy is to drop, which an accept in a table of ours cannot override; `DOCKER-USER` is the place
-/// that Docker leaves to others. Only what came through a published port is let through.
-fn accept_forwarded(ns: &mut dyn swarmesh_kernel::Namespace, bridge: &str, ingress: &IngressFacts) -> Result<(), PlaneError> {
+/// The place that Docker leaves to others.
+const USER_CHAIN: &str = "DOCKER-USER";
+
+/// Docker's FORWARD policy is to drop, which an accept in a table of ours cannot override; its user chain can. Only what came
+/// through a published port is let through. Says whether the chain is there: without it, there is no Docker that would drop
+/// what we forward.
+fn accept_forwarded(ns: &mut dyn swarmesh_kernel::Namespace, bridge: &str, ingress: &IngressFacts) -> Result<bool, PlaneError> {
     let sandboxes = [ingress.address4.map(IpAddr::from), ingress.address6.map(IpAddr::from)];
+    let mut is_there = true;
     for sandbox in sandboxes.into_iter().flatten() {
         for rule in forward_rules(bridge, sandbox, &sandbox.to_string()) {
-            // No such chain: no Docker that would drop what we forward.
-            ns.ensure_forward_rule(sandbox.is_ipv6(), &rule)?;
+            is_there &= ns.ensure_forward_rule(sandbox.is_ipv6(), &rule)?.is_some();
         }
     }
-    Ok(())
+    Ok(is_there)
 }
 
 /// To the sandbox and to tasks, and answers. By the connection, not by tasks' addresses: those come and go, and each change

@@ -22,6 +22,8 @@ pub(crate) struct Table {
     /// `None` for the namespace that the agent is in, which nobody replaces.
     id: Option<NetnsId>,
     pub(crate) debts: Debts,
+    /// Something of Docker's went while a script of ours was loaded, and nobody has looked at it yet.
+    pub(crate) overlooked: bool,
     pub(crate) counts: Counts,
 }
 
@@ -103,7 +105,7 @@ impl Table {
         let monitor = kernel.open_monitor(path)?;
         let id = path.map(|p| kernel.identity(p)).transpose()?;
         let path = path.map_or_else(|| PathBuf::from("/proc/self/ns/net"), Path::to_path_buf);
-        Ok(Self { path, ns, monitor, id, debts, counts: Counts::default() })
+        Ok(Self { path, ns, monitor, id, debts, overlooked: false, counts: Counts::default() })
     }
 
     /// False once another namespace, or none, is behind the path: Docker rebuilds the ingress sandbox under its old name.
@@ -169,11 +171,13 @@ impl Table {
         Ok(!skeleton.netdev || netdev.iter().any(|c| c == "way_back"))
     }
 
-    /// Loads nft text. What the monitor saw meanwhile is forgotten: `nft` is another program, but this was ours.
+    /// Loads nft text. What the monitor saw of our tables meanwhile is forgotten: `nft` is another program, but this was ours.
     pub(crate) fn load_script(&mut self, script: &str) -> Result<(), KernelError> {
         self.ns.load_script(script)?;
         self.counts.commits += 1;
-        self.monitor.read_events().map(drop)
+        let events = self.monitor.read_events()?;
+        self.overlooked |= events.iter().any(|event| matches!(event, NftEvent::Lost) || harm(event) == Harm::Docker);
+        Ok(())
     }
 
     /// The worst that others did to our tables since last asked.

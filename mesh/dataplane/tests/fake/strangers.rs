@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use swarmesh_kernel::ElementData;
 use swarmesh_kernel::Family;
 use swarmesh_kernel::NftOp;
+use swarmesh_kernel::fake::Call;
 use swarmesh_plan::Scheduler;
 
+use crate::EPERM;
 use crate::common::*;
 
 /// Every set of ours, where it has something in it.
@@ -195,4 +197,27 @@ fn strangers_tables_are_none_of_ours() {
     world.check_events();
     assert_eq!(world.node().docker_user(false).unwrap().len(), 4);
     world.is_exact();
+}
+
+/// With iptables on nftables, each question to the chain is a run of another program, and none is needed: who changes the chain
+/// is noticed.
+#[test]
+fn an_audit_does_not_ask_for_what_it_would_have_been_told() {
+    let mut world = World::with(rich());
+    let mut docker = swarmesh_kernel::Kernel::open_current(&world.kernel).unwrap();
+    docker.load_script("table ip filter { chain DOCKER-USER { counter } }").unwrap();
+    world.check_events();
+    let is_asked = |world: &mut World| {
+        world.node().fail_next(Call::ForwardRule, EPERM);
+        world.audit();
+        let is_asked = !world.plane.is_settled();
+        world.node().forget_faults();
+        world.retry();
+        is_asked
+    };
+    assert!(!is_asked(&mut world));
+    // As on a system whose iptables has tables of its own, or where somebody emptied the chain.
+    docker.load_script("flush chain ip filter DOCKER-USER").unwrap();
+    world.check_events();
+    assert!(is_asked(&mut world));
 }
