@@ -123,7 +123,7 @@ impl IngressTable {
             new_udp = self.sync_ports(node, doors)?;
         }
         self.table.load(&skeleton)?;
-        self.table.switch_on("net/ipv4/ip_forward", IP_FORWARD)?;
+        self.table.switch_on(&[("net/ipv4/ip_forward", IP_FORWARD)])?;
         let ns = &mut self.table.ns;
         for leg in [&bridge_leg.name, &ingress_leg.name] {
             loosen_reverse_path(&mut **ns, leg)?;

@@ -99,9 +99,9 @@ impl NodeTable {
         let harmed = self.table.debts.harmed;
         self.table.load(&node_skeleton(&parameters))?;
 
-        self.table.switch_on("net/ipv4/ip_forward", IP_FORWARD)?;
         // 127.0.0.1 as a source leaves by the bridge, and the answer comes in by it; our guard keeps others out.
-        self.table.switch_on(&format!("net/ipv4/conf/{}/route_localnet", bridge.name), ROUTE_LOCALNET)?;
+        let route_localnet = format!("net/ipv4/conf/{}/route_localnet", bridge.name);
+        self.table.switch_on(&[("net/ipv4/ip_forward", IP_FORWARD), (&route_localnet, ROUTE_LOCALNET)])?;
         if harmed || !self.is_forwarded(&bridge.name, ingress)? {
             self.ensure_forwarding(ingress)?;
         }

@@ -113,13 +113,17 @@ impl Table {
         self.id.is_none_or(|id| kernel.identity(&self.path).is_ok_and(|now| now == id))
     }
 
-    /// Sets a sysctl, after a note for the uninstaller if it is off: the other way round, a failure would lose the note.
-    pub(crate) fn switch_on(&mut self, key: &str, note: &str) -> Result<(), KernelError> {
-        if self.ns.sysctl_read(key)?.trim() == "0" {
-            let chain = format!("{WAS_OFF}{note}");
-            self.commit(vec![NftOp::AddChain { family: Family::Inet, table: TABLE, chain }])?;
+    /// Sets sysctls, after notes for the uninstaller about those that are off: the other way round, a failure would lose them.
+    /// Each with its note.
+    pub(crate) fn switch_on(&mut self, switches: &[(&str, &str)]) -> Result<(), KernelError> {
+        let mut notes = Vec::new();
+        for (key, note) in switches {
+            if self.ns.sysctl_read(key)?.trim() == "0" {
+                notes.push(NftOp::AddChain { family: Family::Inet, table: TABLE, chain: format!("{WAS_OFF}{note}") });
+            }
         }
-        self.ns.sysctl_ensure(key, "1").map(drop)
+        self.commit(notes)?;
+        switches.iter().try_for_each(|(key, _)| self.ns.sysctl_ensure(key, "1").map(drop))
     }
 
     /// Loads the skeleton unless it is there, whole.
@@ -295,9 +299,7 @@ impl Table {
     pub(crate) fn prepare_ipvs(&mut self) -> Result<(), KernelError> {
         // Asking loads the module, without which there are no sysctls.
         self.ns.ipvs_info()?;
-        for (note, key) in IPVS_SWITCHES {
-            self.switch_on(key, note)?;
-        }
+        self.switch_on(&IPVS_SWITCHES)?;
         if self.ns.ipvs_timeouts()? != TIMEOUTS {
             self.program(&[IpvsOp::SetTimeouts(TIMEOUTS)])?;
         }
@@ -384,10 +386,10 @@ pub(crate) fn our_virtuals(ns: &mut dyn Namespace) -> Result<Vec<(VirtualState, 
 /// - `conn_reuse_mode`: a client's port that comes again begins a new connection. Docker switches this off, against a delay
 ///   of a second that Linux 5.9 did away with; off, a new connection goes to the backend of the old one, drained or not.
 pub(crate) const IPVS_SWITCHES: [(&str, &str); 4] = [
-    ("ipvs_conntrack", "net/ipv4/vs/conntrack"),
-    ("ipvs_expire_nodest", "net/ipv4/vs/expire_nodest_conn"),
-    ("ipvs_expire_quiescent", "net/ipv4/vs/expire_quiescent_template"),
-    ("ipvs_conn_reuse", "net/ipv4/vs/conn_reuse_mode"),
+    ("net/ipv4/vs/conntrack", "ipvs_conntrack"),
+    ("net/ipv4/vs/expire_nodest_conn", "ipvs_expire_nodest"),
+    ("net/ipv4/vs/expire_quiescent_template", "ipvs_expire_quiescent"),
+    ("net/ipv4/vs/conn_reuse_mode", "ipvs_conn_reuse"),
 ];
 
 /// The maps that only virtual servers need.

@@ -105,7 +105,7 @@ fn clear_ipvs(ns: &mut dyn Namespace, chains: &[String]) -> Result<bool, KernelE
         ops.push(IpvsOp::SetTimeouts(DEFAULT_TIMEOUTS));
     }
     ns.ipvs_apply(&ops)?.into_iter().collect::<Result<(), _>>()?;
-    for (note, key) in IPVS_SWITCHES {
+    for (key, note) in IPVS_SWITCHES {
         if chains.contains(&format!("{WAS_OFF}{note}")) {
             ns.sysctl_ensure(key, "0")?;
         }
