@@ -27,7 +27,7 @@ services:
     environment: {WHOAMI_TCP: "80", WHOAMI_UDP: "53", WHOAMI_LINGER: "MOMENT"}
     ports: ["8000:80", "8000:53/udp"]
     networks: [back]
-    stop_grace_period: 20s
+    stop_grace_period: 60s
     healthcheck: {test: [CMD, curl, -sf, "http://127.0.0.1:80/health"], interval: PULSEms, retries: 20}
     deploy:
       replicas: 6
@@ -37,7 +37,7 @@ services:
     image: example/single
     environment: {WHOAMI_LINGER: "MOMENT"}
     networks: [back]
-    stop_grace_period: 20s
+    stop_grace_period: 60s
     deploy:
       replicas: 1
       update_config: {order: start-first}
@@ -67,7 +67,7 @@ fn longer() -> u64 {
 
 /// With so long to stop, tasks outlast the news of it: a second on an ordinary machine, beside Docker's two before the signal.
 fn moment() -> u64 {
-    silence(Duration::from_secs(1)).as_secs()
+    patient(Duration::from_secs(1)).as_secs()
 }
 
 /// Milliseconds between two checks. A check is a program that is started: six tasks' checks twice a second would be all that an
