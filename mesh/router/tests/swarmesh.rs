@@ -1,14 +1,11 @@
-//! Our own dialect: every key, every refusal, and that it can say what the others say.
+//! Our own dialect: every key and every refusal. That it can say what the others say is in `equivalents.rs`.
 
 mod common;
 
 use std::time::Duration;
 
 use common::{Swarm, get, lines, told};
-use swarmesh_router::{
-    Route,
-    model::{ProxyProtocol, RetryOn},
-};
+use swarmesh_router::model::{ProxyProtocol, RetryOn};
 
 /// Keys of the route `r`, with a host and a port unless they say otherwise (`-` takes away).
 fn web(keys: &[(&str, &str)]) -> Swarm {
@@ -307,91 +304,4 @@ fn pools_have_weights() {
         told(&problems),
         ["swarmesh.http.r.host: \"a.example\" is claimed by service other already, by swarmesh.http.r.host (no route)"]
     );
-}
-
-/// What a route is, without who asked for it and how.
-fn meaning(route: &Route) -> String {
-    let mut route = route.clone();
-    route.policy = Default::default();
-    common::show(&route)
-}
-
-/// The same thing in another dialect and in ours.
-#[test]
-fn equivalents() {
-    let hrm = "com.docker.ucp.mesh.http.1";
-    type Labels<'a> = &'a [(&'a str, &'a str)];
-    let rows: &[(Labels<'_>, Labels<'_>)] = &[
-        (&[(hrm, "external_route=http://a.example,internal_port=80")], &[("listen", "http"), ("backend", "vip")]),
-        (&[(hrm, "external_route=http://a.example,internal_port=80,sticky_sessions=S")], &[("listen", "http"), ("sticky", "learn:S")]),
-        (
-            &[(hrm, "external_route=http://a.example,internal_port=80,include_forwarded_for=true")],
-            &[("listen", "http"), ("backend", "vip"), ("forwarded", "for")],
-        ),
-        (&[(hrm, "external_route=sni://a.example,internal_port=80")], &[("listen", "tls"), ("sticky", "tls-session"), ("forwarded", "-")]),
-        (
-            &[(hrm, "external_route=http://a.example,redirect=https://a.example")],
-            &[("listen", "http"), ("port", "-"), ("redirect", "301 https://a.example")],
-        ),
-        (
-            &[(hrm, "external_route=http://,internal_port=80")],
-            &[("listen", "http"), ("host", "-"), ("default", "true"), ("backend", "vip")],
-        ),
-        (
-            &[("com.docker.lb.hosts", "a.example"), ("com.docker.lb.port", "80"), ("com.docker.lb.sticky_session_cookie", "S")],
-            &[("listen", "http"), ("sticky", "hash:S"), ("forwarded", "for,real-ip,request-id"), ("info-headers", "true")],
-        ),
-        (
-            &[
-                ("com.docker.lb.hosts", "a.example"),
-                ("com.docker.lb.port", "80"),
-                ("com.docker.lb.ssl_cert", "c"),
-                ("com.docker.lb.ssl_key", "k"),
-            ],
-            &[("tls.certificate", "c"), ("tls.key", "k"), ("forwarded", "for,real-ip,request-id"), ("info-headers", "true")],
-        ),
-        (
-            &[("com.docker.lb.hosts", "a.example"), ("com.docker.lb.port", "80"), ("com.docker.lb.ssl_passthrough", "true")],
-            &[("listen", "tls"), ("forwarded", "-")],
-        ),
-        (
-            &[("com.docker.lb.hosts", "a.example"), ("com.docker.lb.port", "80"), ("com.docker.lb.ip_hash", "true")],
-            &[("listen", "http"), ("balance", "ip-hash"), ("forwarded", "for,real-ip,request-id"), ("info-headers", "true")],
-        ),
-        (
-            &[
-                ("com.df.notify", "true"),
-                ("com.df.servicePath", "/demo,/x"),
-                ("com.df.port", "80"),
-                ("com.df.allowedMethods", "GET"),
-                ("com.df.serviceDomain", "a.example"),
-            ],
-            &[
-                ("host", "a.example*"),
-                ("path", "/demo*,/x*"),
-                ("backend", "vip"),
-                ("allow-methods", "GET"),
-                ("auth.global", "true"),
-                ("forwarded", "for,proto-if-tls"),
-            ],
-        ),
-    ];
-    for (theirs, ours) in rows {
-        let theirs = Swarm::default().network("net", &[(hrm.trim_end_matches(".1"), "true")]).service("web", &["net"], &[], theirs).read();
-        let ours = web(ours).read();
-        assert_eq!((&theirs.problems, &ours.problems), (&vec![], &vec![]));
-        // Its list order and pools are a dialect's own; ours has a route for each path where theirs has one for all; and in ours
-        // whoever is refused is refused first.
-        let plain = |route: &Route| {
-            let mut parts: Vec<String> =
-                meaning(route).split(" [Plain web 0]").collect::<String>().replace(" pool", "").split(" | ").map(str::to_owned).collect();
-            let last = parts.pop().unwrap();
-            let (filter, to) = last.split_once(" -> ").map_or((String::new(), last.clone()), |(f, t)| (f.to_owned(), t.to_owned()));
-            parts.push(filter);
-            let head = parts.remove(0);
-            parts.sort();
-            (head.replace("/demo,/x", "/demo"), parts, to)
-        };
-        assert_eq!(plain(&theirs.routes[0]), plain(&ours.routes[0]));
-    }
 }
