@@ -10,7 +10,7 @@ use std::{
 
 use socket2::{Domain, Protocol, Socket, Type};
 use swarmesh_kernel::Netns;
-use swarmesh_plan::{RouteDelta, RoutePlan};
+use swarmesh_plan::{OwnerKey, OwnerRoutes, RouteDelta, RoutePlan};
 use swarmesh_proxy::{Config, Proxy, ProxyError, Shared, endpoint::Dialer, routing::Switchboard};
 
 /// Opens sockets to backends in a namespace of their network.
@@ -35,13 +35,13 @@ impl Dialer for NetnsDialer {
 #[derive(Debug)]
 pub struct Router {
     proxy: Proxy,
-    switchboard: Switchboard,
+    switchboard: Switchboard<OwnerKey>,
     netns_dir: PathBuf,
 }
 
 impl Router {
     pub fn start(config: Config, netns_dir: PathBuf) -> Result<Self, ProxyError> {
-        let switchboard = Switchboard::new(&config);
+        let switchboard = Switchboard::by_owner(&config);
         let proxy = Proxy::start(config, Arc::new(NetnsDialer))?;
         Ok(Self { proxy, switchboard, netns_dir })
     }
@@ -61,8 +61,9 @@ impl Router {
             self.switchboard.set_foothold(network, sandbox.as_ref().map(|name| self.netns_dir.join(name)));
         }
         if !delta.owners.is_empty() {
-            let (routing, _claims) = self.switchboard.route(plan.routes().cloned(), plan);
-            self.proxy.shared().set_routing(routing);
+            let routes = |owner: &Option<Arc<OwnerRoutes>>| owner.as_ref().map_or_else(Vec::new, |owner| owner.routes.clone());
+            let owners = delta.owners.iter().map(|(key, owner)| (key.clone(), routes(owner)));
+            self.proxy.shared().set_routing(self.switchboard.change(owners, plan));
         }
         let services = delta.services.keys().map(|id| id.as_str());
         let owners: HashSet<&str> = services.chain(delta.containers.keys().map(|id| id.as_str())).collect();

@@ -3,19 +3,21 @@
 //! One thread writes, by [`Switchboard`]; workers read a whole [`Routing`] at a time.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
+    hash::Hash,
     path::PathBuf,
     sync::Arc,
     time::Instant,
 };
 
-use swarmesh_model::NetworkId;
+use swarmesh_model::{NetworkId, SharedMap};
 use swarmesh_router::{
     Route, RouteProblem, Table,
     model::{
         BackendProtocol, BackendSet, BackendTls, Filter, HeaderChange, HeaderChangeKind, Listener, Origin, Piece, Target, Tasks, Upstream,
         Variable,
     },
+    table::{Book, Slots},
 };
 
 use crate::{
@@ -30,9 +32,11 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Routing {
     pub table: Arc<Table>,
-    /// In the table's order.
-    lanes: Vec<Arc<Lane>>,
-    groups: Vec<(Group, Arc<GroupCounts>)>,
+    /// By their positions in the table.
+    lanes: Slots<Arc<Lane>>,
+    /// Those whose backends are connected to in the background.
+    checked: SharedMap<usize, Arc<Lane>>,
+    groups: SharedMap<Group, Arc<GroupCounts>>,
     /// What routes could not have since others have it.
     pub claims: Arc<[RouteProblem]>,
 }
@@ -55,19 +59,25 @@ impl Routing {
         self.lanes.get(position)
     }
 
-    pub fn lanes(&self) -> &[Arc<Lane>] {
-        &self.lanes
+    /// All of them, in no order.
+    pub fn lanes(&self) -> impl Iterator<Item = &Arc<Lane>> {
+        self.lanes.values()
+    }
+
+    /// Lanes of routes that ask for it that their backends are connected to in the background.
+    pub(crate) fn checked(&self) -> impl Iterator<Item = &Arc<Lane>> {
+        self.checked.values()
     }
 
     /// What is counted for those who read metrics.
-    pub fn groups(&self) -> &[(Group, Arc<GroupCounts>)] {
-        &self.groups
+    pub fn groups(&self) -> impl Iterator<Item = (&Group, &Arc<GroupCounts>)> {
+        self.groups.iter()
     }
 
     /// How many places each group's requests can be sent to, and how many of them have failed and are out for a while.
     pub fn endpoints(&self, now: Instant) -> BTreeMap<Group, (usize, usize)> {
         let mut found: BTreeMap<Group, HashMap<u64, bool>> = BTreeMap::new();
-        for lane in &self.lanes {
+        for lane in self.lanes() {
             let Some(live) = &lane.live else { continue };
             let endpoints = found.entry(Group::of(&lane.route.origin, lane.route.listener)).or_default();
             endpoints.extend(live.endpoints().iter().map(|e| (e.endpoint.id, e.endpoint.health.is_out(now))));
@@ -76,17 +86,29 @@ impl Routing {
     }
 }
 
-/// Keeps endpoints, live sets and footholds from one routing to the next.
+/// Makes one routing after the other. A change of a few owners' routes costs what these are, however many routes there are: what is
+/// kept of a route is found by its position, its origin and the services that it names, and endpoints are counted by use.
+///
+/// `K` is who has routes; `()` if all are given at once.
 #[derive(Debug)]
-pub struct Switchboard {
+pub struct Switchboard<K = ()> {
     secrets_dir: PathBuf,
     node_users: Users,
+    book: Book<K>,
+    lanes: Slots<Arc<Lane>>,
+    checked: SharedMap<usize, Arc<Lane>>,
+    claims: Arc<[RouteProblem]>,
     endpoints: HashMap<Place, Arc<Endpoint>>,
+    /// By endpoint, where it is, and how many times live sets have it.
+    used: HashMap<u64, (Place, usize)>,
     footholds: BTreeMap<NetworkId, Arc<Foothold>>,
-    lanes: HashMap<Origin, Arc<Lane>>,
+    /// By service or container, the positions of routes that lead to it.
+    named: HashMap<Box<str>, BTreeSet<usize>>,
     /// A route that is asked by another door counts anew: it is of another group.
-    counts: HashMap<(Origin, Listener), Arc<RouteCounts>>,
-    groups: BTreeMap<Group, Arc<GroupCounts>>,
+    counts: HashMap<(Origin, Listener), (Arc<RouteCounts>, usize)>,
+    groups: SharedMap<Group, Arc<GroupCounts>>,
+    /// How many routes each group has. It stays while it has one.
+    members: HashMap<Group, usize>,
     last_id: u64,
 }
 
@@ -102,51 +124,89 @@ struct Place {
 impl Switchboard {
     /// Reads the node's users.
     pub fn new(config: &Config) -> Self {
-        Self {
-            secrets_dir: config.secrets_dir.clone(),
-            node_users: config.node_users(),
-            endpoints: HashMap::new(),
-            footholds: BTreeMap::new(),
-            lanes: HashMap::new(),
-            counts: HashMap::new(),
-            groups: BTreeMap::new(),
-            last_id: 0,
-        }
+        Self::by_owner(config)
     }
 
     /// Makes a routing of these routes. Lanes of routes that stay as they were stay, too.
     pub fn route(&mut self, routes: impl IntoIterator<Item = Arc<Route>>, tasks: &impl Tasks) -> (Routing, Vec<RouteProblem>) {
-        let (table, problems) = Table::new(routes);
-        let lanes: Vec<Arc<Lane>> = table.routes().iter().map(|route| self.lane(route, tasks)).collect();
-        self.lanes = lanes.iter().map(|lane| (lane.route.origin.clone(), Arc::clone(lane))).collect();
-        self.counts.retain(|(origin, door), _| self.lanes.get(origin).is_some_and(|lane| lane.route.listener == *door));
-        self.retire_unused();
-        let groups = self.regroup(&lanes);
-        let claims = problems.as_slice().into();
-        (Routing { table: Arc::new(table), lanes, groups, claims }, problems)
+        let routing = self.change([((), routes.into_iter().collect())], tasks);
+        let claims = routing.claims.to_vec();
+        (routing, claims)
+    }
+}
+
+impl<K: Eq + Hash> Switchboard<K> {
+    /// Reads the node's users.
+    pub fn by_owner(config: &Config) -> Self {
+        Self {
+            secrets_dir: config.secrets_dir.clone(),
+            node_users: config.node_users(),
+            book: Book::default(),
+            lanes: Slots::default(),
+            checked: SharedMap::default(),
+            claims: Arc::default(),
+            endpoints: HashMap::new(),
+            used: HashMap::new(),
+            footholds: BTreeMap::new(),
+            named: HashMap::new(),
+            counts: HashMap::new(),
+            groups: SharedMap::default(),
+            members: HashMap::new(),
+            last_id: 0,
+        }
     }
 
-    /// A group stays while it has a route.
-    fn regroup(&mut self, lanes: &[Arc<Lane>]) -> Vec<(Group, Arc<GroupCounts>)> {
-        let mut before = std::mem::take(&mut self.groups);
-        for lane in lanes {
-            let group = Group::of(&lane.route.origin, lane.route.listener);
-            let kept = before.remove(&group);
-            self.groups.entry(group).or_insert_with(|| kept.unwrap_or_default()).join(&lane.counts);
+    /// Makes a routing in which all routes of these owners are others. None at all is an owner that is gone. Lanes of routes that
+    /// stay as they were stay, too.
+    pub fn change(&mut self, owners: impl IntoIterator<Item = (K, Vec<Arc<Route>>)>, tasks: &impl Tasks) -> Routing {
+        let change = self.book.change(owners);
+        // All that comes before anything goes: what one has left and the other has now is kept.
+        let mut left = Vec::new();
+        for position in change.positions {
+            let route = self.book.table().at(position).cloned();
+            let new = route.map(|route| self.lane(&route, tasks));
+            if let Some(lane) = &new {
+                self.take_up(lane);
+            }
+            if let Some(old) = self.lanes.get(position).cloned() {
+                self.name(position, &old, false);
+                left.push(old);
+            }
+            match new.as_ref().filter(|lane| lane.route.policy.check_connect) {
+                Some(lane) => self.checked.insert(position, Arc::clone(lane)),
+                None => self.checked.remove(&position),
+            };
+            if let Some(lane) = &new {
+                self.name(position, lane, true);
+            }
+            self.lanes.set(position, new);
         }
-        self.groups.iter().map(|(group, counts)| (group.clone(), Arc::clone(counts))).collect()
+        for lane in left {
+            self.put_down(&lane);
+        }
+        if change.problems {
+            self.claims = self.book.problems().into();
+        }
+        Routing {
+            table: Arc::new(self.book.table().clone()),
+            lanes: self.lanes.clone(),
+            checked: self.checked.clone(),
+            groups: self.groups.clone(),
+            claims: Arc::clone(&self.claims),
+        }
     }
 
     /// Brings the endpoints of routes to these services, by id, up to date. Routings that are in use see it at once.
     pub fn refresh(&mut self, owners: &HashSet<&str>, tasks: &impl Tasks) {
-        let concerned: Vec<Arc<Lane>> = self.lanes.values().filter(|lane| names_one_of(lane, owners)).cloned().collect();
-        for lane in &concerned {
+        let positions: BTreeSet<usize> = owners.iter().filter_map(|owner| self.named.get(*owner)).flatten().copied().collect();
+        for lane in positions.into_iter().filter_map(|position| self.lanes.get(position).cloned()).collect::<Vec<_>>() {
             if let (Some(live), Some(set)) = (&lane.live, lane.route.backends()) {
-                live.update(self.endpoints_of(set, tasks));
+                let before = live.endpoints();
+                let endpoints = self.endpoints_of(set, tasks);
+                live.update(endpoints);
+                self.use_endpoints(&live.endpoints());
+                self.leave_endpoints(&before);
             }
-        }
-        if !concerned.is_empty() {
-            self.retire_unused();
         }
     }
 
@@ -160,18 +220,77 @@ impl Switchboard {
     }
 
     fn lane(&mut self, route: &Arc<Route>, tasks: &impl Tasks) -> Arc<Lane> {
-        let kept = self.lanes.get(&route.origin).filter(|lane| Arc::ptr_eq(&lane.route, route) || lane.route == *route).cloned();
-        if let Some(lane) = kept {
-            return lane;
-        }
         let live = route.backends().map(|set| {
             let endpoints = self.endpoints_of(set, tasks);
             LiveSet::new(set.balance, set.stickiness.clone(), endpoints)
         });
-        let counts = Arc::clone(self.counts.entry((route.origin.clone(), route.listener)).or_default());
+        let (counts, _) = self.counts.entry((route.origin.clone(), route.listener)).or_default();
+        let counts = Arc::clone(counts);
         let lists = route.filters.iter().filter_map(|filter| if let Filter::BasicAuth(auth) = filter { Some(auth) } else { None });
         let gates = lists.map(|auth| Gate::new(auth, &self.secrets_dir, &self.node_users)).collect();
         Arc::new(Lane { route: Arc::clone(route), live, counts, answers_ask_headers: answers_ask_headers(route), gates })
+    }
+
+    /// Notes what a lane that comes has.
+    fn take_up(&mut self, lane: &Lane) {
+        let (origin, listener) = (&lane.route.origin, lane.route.listener);
+        if let Some((_, uses)) = self.counts.get_mut(&(origin.clone(), listener)) {
+            *uses += 1;
+        }
+        let group = Group::of(origin, listener);
+        *self.members.entry(group.clone()).or_default() += 1;
+        match self.groups.get(&group) {
+            Some(counts) => counts.join(&lane.counts),
+            None => {
+                let counts = Arc::<GroupCounts>::default();
+                counts.join(&lane.counts);
+                self.groups.insert(group, counts);
+            }
+        }
+        if let Some(live) = &lane.live {
+            self.use_endpoints(&live.endpoints());
+        }
+    }
+
+    /// A lane went: what only it had goes, too.
+    fn put_down(&mut self, lane: &Lane) {
+        let (origin, listener) = (&lane.route.origin, lane.route.listener);
+        if let Entry::Occupied(mut counts) = self.counts.entry((origin.clone(), listener)) {
+            counts.get_mut().1 -= 1;
+            if counts.get().1 == 0 {
+                counts.remove();
+            }
+        }
+        if let Entry::Occupied(mut members) = self.members.entry(Group::of(origin, listener)) {
+            *members.get_mut() -= 1;
+            if *members.get() == 0 {
+                let (group, _) = members.remove_entry();
+                self.groups.remove(&group);
+            }
+        }
+        if let Some(live) = &lane.live {
+            self.leave_endpoints(&live.endpoints());
+        }
+    }
+
+    fn name(&mut self, position: usize, lane: &Lane, leads: bool) {
+        let members = lane.route.backends().map_or(&[][..], |set| &set.members);
+        for member in members {
+            let (Target::Service { id, .. } | Target::Container { id, .. } | Target::Published { container: id }) = &member.target else {
+                continue;
+            };
+            if leads {
+                match self.named.get_mut(id.as_str()) {
+                    Some(positions) => drop(positions.insert(position)),
+                    None => drop(self.named.insert(id.as_str().into(), BTreeSet::from([position]))),
+                }
+            } else if let Some(positions) = self.named.get_mut(id.as_str()) {
+                positions.remove(&position);
+                if positions.is_empty() {
+                    self.named.remove(id.as_str());
+                }
+            }
+        }
     }
 
     fn endpoints_of(&mut self, set: &BackendSet, tasks: &impl Tasks) -> Vec<WeightedEndpoint> {
@@ -191,25 +310,30 @@ impl Switchboard {
         self.last_id += 1;
         let foothold = place.network.as_ref().map(|network| Arc::clone(self.foothold(network)));
         let endpoint = Arc::new(Endpoint::new(self.last_id, place.upstream.clone(), place.protocol, place.tls.clone(), foothold));
+        self.used.insert(endpoint.id, (place.clone(), 0));
         self.endpoints.insert(place, Arc::clone(&endpoint));
         endpoint
     }
 
-    /// Endpoints that no live set has any more take nothing new.
-    fn retire_unused(&mut self) {
-        let used: HashSet<u64> = self
-            .lanes
-            .values()
-            .filter_map(|lane| lane.live.as_ref())
-            .flat_map(|live| live.endpoints().iter().map(|e| e.endpoint.id).collect::<Vec<_>>())
-            .collect();
-        self.endpoints.retain(|_, endpoint| {
-            let stays = used.contains(&endpoint.id);
-            if !stays {
-                endpoint.retire();
+    fn use_endpoints(&mut self, endpoints: &[WeightedEndpoint]) {
+        for used in endpoints {
+            if let Some((_, uses)) = self.used.get_mut(&used.endpoint.id) {
+                *uses += 1;
             }
-            stays
-        });
+        }
+    }
+
+    /// Endpoints that no live set has any more take nothing new.
+    fn leave_endpoints(&mut self, endpoints: &[WeightedEndpoint]) {
+        for left in endpoints {
+            let Entry::Occupied(mut used) = self.used.entry(left.endpoint.id) else { continue };
+            used.get_mut().1 -= 1;
+            if used.get().1 == 0 {
+                let (place, _) = used.remove();
+                self.endpoints.remove(&place);
+                left.endpoint.retire();
+            }
+        }
     }
 }
 
@@ -220,13 +344,5 @@ fn answers_ask_headers(route: &Route) -> bool {
             template.0.iter().any(asks)
         }
         _ => false,
-    })
-}
-
-fn names_one_of(lane: &Lane, owners: &HashSet<&str>) -> bool {
-    let members = lane.route.backends().map_or(&[][..], |set| &set.members);
-    members.iter().any(|member| match &member.target {
-        Target::Service { id, .. } | Target::Container { id, .. } | Target::Published { container: id } => owners.contains(id.as_str()),
-        Target::Host { .. } => false,
     })
 }

@@ -1,11 +1,14 @@
-//! What a lookup and a compilation cost: `cargo run --release -p swarmesh-router --example lookup_cost`.
+//! What a lookup, a compilation and a change cost: `cargo run --release -p swarmesh-router --example lookup_cost`.
+//!
+//! With a number of hosts, of lookups and of changes it does these and nothing else, for `valgrind --tool=callgrind`: what two runs
+//! differ by is what the lookups or changes between them cost.
 //!
 //! Asks tables of 1, 100, 10,000 and 100,000 hosts for their own hosts in a fixed, scattered order, in rounds that take turns
 //! between the tables, and prints the median of the rounds. Time is this thread's CPU time, so that neighbours count little.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "prints what it measured")]
 
-use std::{fs, hint::black_box, sync::Arc};
+use std::{env, fs, hint::black_box, ops::Range, sync::Arc};
 
 use swarmesh_router::{
     Request, Route, Table,
@@ -13,10 +16,12 @@ use swarmesh_router::{
         Action, BackendMode, BackendSet, Dialect, HostMatch, Listener, Match, Member, Origin, Owner, OwnerKind, PathMatch, Policy,
         Precedence, Share,
     },
+    table::Book,
 };
 
 const ROUNDS: usize = 15;
 const LOOKUPS: usize = 1_000_000;
+const CHANGES: usize = 10_000;
 
 fn route(number: usize) -> Route {
     let id = format!("{number:08}");
@@ -51,7 +56,40 @@ fn cpu_ns() -> f64 {
     text.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(f64::NAN)
 }
 
+fn ask(table: &Table, names: &[String], lookups: usize) {
+    for lookup in 0..lookups {
+        let host = &names[lookup.wrapping_mul(2_654_435_761) % names.len()];
+        let request = Request { tls: false, port: 80, host, method: "GET", path: "/app/x", headers: &[] };
+        assert!(black_box(table.find(black_box(&request))).is_some());
+    }
+}
+
+/// One service's route after the other to another port, while workers still hold the table from before.
+fn change(book: &mut Book<usize>, hosts: usize, numbers: Range<usize>) {
+    let mut held = book.table().clone();
+    for number in numbers {
+        let owner = number.wrapping_mul(2_654_435_761) % hosts;
+        let mut new = route(owner);
+        if let Action::Forward(set) = &mut new.action {
+            // What is as it was changes nothing.
+            set.members[0].port = 1024 + (number % 50_021) as u16;
+        }
+        let change = book.change([(owner, vec![Arc::new(new)])]);
+        black_box(change);
+        held = black_box(book.table().clone());
+    }
+    drop(held);
+}
+
 fn main() {
+    let numbers: Vec<usize> = env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
+    if let [hosts, lookups, changes] = numbers[..] {
+        let mut book = Book::default();
+        book.change((0..hosts).map(|number| (number, vec![Arc::new(route(number))])));
+        ask(book.table(), &(0..hosts).map(host).collect::<Vec<_>>(), lookups);
+        change(&mut book, hosts, 0..changes);
+        return;
+    }
     let tables: Vec<(usize, Table, Vec<String>, f64)> = [1, 100, 10_000, 100_000]
         .into_iter()
         .map(|hosts| {
@@ -69,13 +107,9 @@ fn main() {
         .collect();
     let mut rounds = vec![Vec::new(); tables.len()];
     for _ in 0..ROUNDS {
-        for ((hosts, table, names, _), results) in tables.iter().zip(&mut rounds) {
+        for ((_, table, names, _), results) in tables.iter().zip(&mut rounds) {
             let start = cpu_ns();
-            for lookup in 0..LOOKUPS {
-                let host = &names[lookup.wrapping_mul(2_654_435_761) % hosts];
-                let request = Request { tls: false, port: 80, host, method: "GET", path: "/app/x", headers: &[] };
-                assert!(black_box(table.find(black_box(&request))).is_some());
-            }
+            ask(table, names, LOOKUPS);
             results.push((cpu_ns() - start) / LOOKUPS as f64);
         }
     }
@@ -83,5 +117,19 @@ fn main() {
     for ((hosts, _, _, compiled), mut results) in tables.into_iter().zip(rounds) {
         results.sort_by(f64::total_cmp);
         println!("{hosts}\t{:.0}\t{:.0}\t{:.0}\t{compiled:.1}", results[ROUNDS / 2], results[0], results[ROUNDS - 1]);
+    }
+    println!("hosts\tµs to change one route (median, least, most)");
+    for hosts in [100, 10_000, 100_000] {
+        let mut book = Book::default();
+        book.change((0..hosts).map(|number| (number, vec![Arc::new(route(number))])));
+        let mut results: Vec<f64> = (0..ROUNDS)
+            .map(|round| {
+                let start = cpu_ns();
+                change(&mut book, hosts, round * CHANGES..(round + 1) * CHANGES);
+                (cpu_ns() - start) / 1e3 / CHANGES as f64
+            })
+            .collect();
+        results.sort_by(f64::total_cmp);
+        println!("{hosts}\t{:.1}\t{:.1}\t{:.1}", results[ROUNDS / 2], results[0], results[ROUNDS - 1]);
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! A row has the labels in each dialect that can say it, requests, and what becomes of them. A dialect may differ only where
 //! the row says so, and then must differ in just that way. `docs/compatibility.md` has the same rows for people.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod common;
 

@@ -8,7 +8,7 @@ use swarmesh_router::{
         Action, BackendMode, BackendSet, CertificateRef, Dialect, Filter, HeaderMatch, HostMatch, ListClass, ListOrder, Listener, Match,
         Member, Origin, Owner, OwnerKind, PathKind, PathMatch, Pattern, Policy, Pool, Precedence, Share, TextMatch,
     },
-    table::{Condition, Verdict},
+    table::{Book, Condition, Verdict},
 };
 
 fn owner(id: &str) -> Owner {
@@ -167,6 +167,116 @@ proptest! {
         let (b, problems_b) = Table::new(other);
         prop_assert_eq!(a.routes(), b.routes());
         prop_assert_eq!(problems_a, problems_b);
+    }
+}
+
+/// Routes that meet: few hosts and paths, pools, certificates and every door.
+fn meeting_route() -> impl Strategy<Value = Route> {
+    let pool = option::weighted(0.4, select(vec!["p", "q"]));
+    let certificate = option::weighted(0.3, select(vec!["c", "d"]));
+    let door = select(vec![Listener::Http, Listener::Https, Listener::Any, Listener::Any, Listener::Tls, Listener::Tcp]);
+    let hosts = vec(select(vec!["a", "b", "*a", "a*", "*.a.*", "**b"]), 0..3);
+    (any_route(), pool, certificate, door, hosts, 0u16..2).prop_map(|(mut route, pool, certificate, door, hosts, filters)| {
+        route.share = pool.map_or(Share::Alone, |name| Share::Pool(Pool { dialect: Dialect::Interlock, name: name.to_owned() }));
+        let secret = |name: &str| CertificateRef::Secrets { certificate: name.to_owned(), key: None };
+        route.certificate = certificate.filter(|_| !matches!(door, Listener::Tls | Listener::Tcp)).map(secret);
+        route.listener = door;
+        route.filters = std::iter::repeat_n(Filter::InfoHeaders, usize::from(filters)).collect();
+        let host = |text: &&str| match *text {
+            "*a" => HostMatch::Suffix(".a".into()),
+            "a*" => HostMatch::Prefix("a".into()),
+            "*.a.*" => HostMatch::Labels("a".into()),
+            "**b" => HostMatch::SuffixOrWhole("b".into()),
+            exact => HostMatch::Exact(exact.to_owned()),
+        };
+        route.matching.hosts = hosts.iter().map(host).collect();
+        route.matching.paths.truncate(1);
+        route.matching.not_paths.clear();
+        route.matching.headers.clear();
+        route
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+
+    /// Changes one after the other come to what building everything at once comes to, and copies from before stay as they were.
+    #[test]
+    fn a_book_that_is_changed_is_the_book_that_is_built(
+        changes in vec(vec((0u8..6, vec(meeting_route(), 0..8)), 1..3), 1..10),
+        questions in vec((select(vec!["a", "b", "x.a", "ab", "y.a.z", "c"]), path_text(), select(vec![80u16, 81])), 1..8),
+    ) {
+        let mut book: Book<u8> = Book::default();
+        let mut all: std::collections::BTreeMap<u8, Vec<std::sync::Arc<Route>>> = Default::default();
+        let (mut copies, mut part) = (Vec::new(), 0);
+        for change in changes {
+            let mut given = Vec::new();
+            for (owner, mut routes) in change {
+                for route in &mut routes {
+                    // Some stay as they were: from one change to the next an owner often has the same route.
+                    let same = all.get(&owner).and_then(|routes| routes.iter().find(|r| r.listener == route.listener));
+                    if let Some(same) = same.filter(|_| !route.filters.is_empty()) {
+                        *route = Route::clone(same);
+                    } else {
+                        part += 1;
+                        route.origin.part = part;
+                    }
+                    // As services do, an owner has one id.
+                    route.origin.owner = self::owner(["e", "b", "a", "f", "d", "c"][usize::from(owner)]);
+                }
+                routes.dedup_by(|a, b| a.origin == b.origin);
+                let mut origins = std::collections::BTreeSet::new();
+                routes.retain(|route| origins.insert(route.origin.clone()));
+                let routes: Vec<_> = routes.into_iter().map(std::sync::Arc::new).collect();
+                all.insert(owner, routes.clone());
+                given.push((owner, routes));
+            }
+            let before: Vec<_> = (0..200).map(|position| book.table().at(position).cloned()).collect();
+            let told = book.problems();
+            let change = book.change(given);
+            for (position, before) in before.iter().enumerate() {
+                prop_assert_eq!(before.as_ref() != book.table().at(position), change.positions.contains(&position));
+            }
+            prop_assert_eq!(told != book.problems(), change.problems);
+            copies.push((book.table().clone(), book.problems(), all.clone()));
+        }
+        for (table, problems, all) in copies {
+            let (whole, expected) = Table::new(all.values().flatten().cloned());
+            prop_assert_eq!(table.routes(), whole.routes());
+            prop_assert_eq!(problems, expected);
+            for (host, path, port) in &questions {
+                for tls in [false, true] {
+                    let request = Request { tls, port: *port, host, method: "GET", path, headers: &[] };
+                    prop_assert_eq!(table.find(&request), whole.find(&request));
+                }
+                prop_assert_eq!(table.find_tls(Some(host), *port), whole.find_tls(Some(host), *port));
+                prop_assert_eq!(table.find_tcp(*port), whole.find_tcp(*port));
+                prop_assert_eq!(table.certificate(Some(host)), whole.certificate(Some(host)));
+            }
+        }
+    }
+
+    /// A host with many paths, whose list is turned over as it grows and shrinks.
+    #[test]
+    fn a_host_that_gets_and_loses_paths_is_the_host_that_is_built(steps in vec((0u8..40, any::<bool>(), path_match()), 1..80), asked in vec(path_text(), 1..6)) {
+        let mut book: Book<u8> = Book::default();
+        let mut all = std::collections::BTreeMap::new();
+        for (owner, stays, path) in steps {
+            let mut one = route(&format!("{owner:02}"), Match { hosts: vec![exact("a")], paths: vec![path], ..Match::default() });
+            one.origin.part = owner.into();
+            let routes: Vec<_> = std::iter::repeat_n(std::sync::Arc::new(one), usize::from(stays)).collect();
+            book.change([(owner, routes.clone())]);
+            all.insert(owner, routes);
+            let (whole, problems) = Table::new(all.values().flatten().cloned());
+            prop_assert_eq!(book.table().routes(), whole.routes());
+            prop_assert_eq!(book.problems(), problems);
+            let plain: Vec<Route> = whole.routes().iter().map(|route| Route::clone(route)).collect();
+            for path in &asked {
+                let request = Request { tls: false, port: 80, host: "a", method: "GET", path, headers: &[] };
+                prop_assert_eq!(book.table().find(&request), whole.find(&request));
+                prop_assert_eq!(book.table().find(&request).map(|r| &**r), naive(&plain, &request, "a"));
+            }
+        }
     }
 }
 

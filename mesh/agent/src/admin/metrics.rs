@@ -260,7 +260,7 @@ fn router(registry: &mut Registry, proxy: &swarmesh_proxy::Shared) {
     registry.register_with_unit("certificate_expiry", "When a certificate that is shown expires, as Unix time", Unit::Seconds, expiries);
 
     let routing = proxy.routing();
-    let groups: Vec<(OfRoutes, Totals)> = routing.groups().iter().map(|(group, counts)| (OfRoutes::new(group), counts.totals())).collect();
+    let groups: Vec<(OfRoutes, Totals)> = routing.groups().map(|(group, counts)| (OfRoutes::new(group), counts.totals())).collect();
     let answers = Family::<OfAnswers, Counter>::default();
     for (of, totals) in &groups {
         for (status, count) in STATUSES.into_iter().zip(totals.answers) {

@@ -220,7 +220,7 @@ pub fn status(view: &View, uptime: Duration) -> Status {
 
 fn served(proxy: &swarmesh_proxy::Shared) -> Served {
     let (routing, counts) = (proxy.routing(), &proxy.counts);
-    let sum = |of: fn(&RouteCounts) -> u64| routing.lanes().iter().map(|lane| of(&lane.counts)).sum();
+    let sum = |of: fn(&RouteCounts) -> u64| routing.lanes().map(|lane| of(&lane.counts)).sum();
     Served {
         connections: counts.connections.load(Relaxed),
         requests: sum(RouteCounts::requests),

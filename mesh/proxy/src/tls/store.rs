@@ -1,9 +1,9 @@
 //! Which certificate a name is shown, and how that changes while connections come.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, hash_map::Entry},
     path::{Component, Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, SystemTime},
 };
 
@@ -15,6 +15,7 @@ use rustls::{
     server::{ClientHello, ParsedCertificate, ResolvesServerCert},
     sign::CertifiedKey,
 };
+use swarmesh_model::SharedMap;
 use swarmesh_router::{Table, model::CertificateRef};
 
 use super::{
@@ -42,14 +43,20 @@ pub struct Certificates {
     /// Shown for the names that they are for, where no route says which.
     free: ArcSwap<Vec<FreeCertificate>>,
     /// What `current` was made of. Held while that is made again.
-    held: Mutex<HashMap<CertificateRef, Held>>,
+    held: Mutex<Holding>,
+}
+
+#[derive(Debug, Default)]
+struct Holding {
+    by_reference: HashMap<CertificateRef, Held>,
+    /// What was parsed is not parsed again while somebody has it.
+    parsed: HashMap<Digested, Weak<Loaded>>,
 }
 
 #[derive(Debug, Default)]
 struct Current {
     table: Arc<Table>,
-    /// The same for as many tables as name the same certificates.
-    keys: Arc<HashMap<CertificateRef, Arc<CertifiedKey>>>,
+    keys: SharedMap<CertificateRef, Arc<CertifiedKey>>,
     default: Option<Arc<CertifiedKey>>,
 }
 
@@ -60,6 +67,8 @@ struct Held {
     loaded: Option<(Digested, Arc<Loaded>)>,
     /// Of the last reading. What was loaded before is still shown.
     error: Option<CertificateError>,
+    /// How many routes name it; the node's default is one of them.
+    uses: usize,
 }
 
 /// A certificate with its key that no route names.
@@ -135,50 +144,75 @@ impl Certificates {
     /// Has none but the default one until it is given a table. Reads files.
     pub fn new(directories: Directories, default: Option<CertificateRef>) -> Self {
         let certificates = Self { directories, default, current: ArcSwap::default(), free: ArcSwap::default(), held: Mutex::default() };
-        certificates.update(Arc::default());
+        let mut held = certificates.held();
+        if let Some(reference) = &certificates.default {
+            certificates.hold(reference, &mut held);
+        }
+        let wanted = certificates.default.clone();
+        certificates.publish(&held, wanted.iter(), Arc::default());
+        drop(held);
         certificates
     }
 
-    /// From now on, names are shown what this table says. Reads the files of certificates that are new.
+    /// From now on, names are shown what this table says. Reads the files of certificates that are new. What it costs follows what
+    /// differs from the table before.
     pub fn update(&self, table: Arc<Table>) {
         let mut held = self.held();
-        let wanted: HashSet<&CertificateRef> =
-            table.routes().iter().filter_map(|route| route.certificate.as_ref()).chain(&self.default).collect();
-        let before = held.len();
-        held.retain(|reference, _| wanted.contains(reference));
-        let new: Vec<&CertificateRef> = wanted.into_iter().filter(|reference| !held.contains_key(*reference)).collect();
-        if new.is_empty() && held.len() == before {
-            let current = self.current.load();
-            let (keys, default) = (Arc::clone(&current.keys), current.default.clone());
-            self.current.store(Arc::new(Current { table, keys, default }));
-            return;
+        let before = Arc::clone(&self.current.load().table);
+        let mut changed: HashSet<&CertificateRef> = HashSet::new();
+        let mut left: Vec<&CertificateRef> = Vec::new();
+        for (new, old) in table.differences(&before) {
+            if let Some(reference) = new.and_then(|route| route.certificate.as_ref())
+                && self.hold(reference, &mut held)
+            {
+                changed.insert(reference);
+            }
+            left.extend(old.and_then(|route| route.certificate.as_ref()));
         }
-        let mut parsed = parsed(&held);
-        for reference in new {
-            let read = self.read(reference, None, &mut parsed);
-            held.insert(reference.clone(), read);
+        for reference in left {
+            if let Entry::Occupied(mut entry) = held.by_reference.entry(reference.clone()) {
+                entry.get_mut().uses -= 1;
+                if entry.get().uses == 0 {
+                    entry.remove();
+                    changed.insert(reference);
+                }
+            }
         }
-        self.publish(&held, table);
+        self.publish(&held, changed.into_iter(), Arc::clone(&table));
+    }
+
+    /// One more names this certificate. Says whether it is new, and read now.
+    fn hold(&self, reference: &CertificateRef, holding: &mut Holding) -> bool {
+        if let Some(known) = holding.by_reference.get_mut(reference) {
+            known.uses += 1;
+            return false;
+        }
+        let read = self.read(reference, None, &mut holding.parsed);
+        holding.by_reference.insert(reference.clone(), Held { uses: 1, ..read });
+        true
     }
 
     /// Looks at all files, and reads those that changed. Says whether another certificate is shown now. To be called from time to
     /// time, from where waiting for a disk delays nobody.
     pub fn refresh(&self) -> bool {
-        let mut held = self.held();
-        let mut parsed = parsed(&held);
-        let mut changed = false;
-        for (reference, held) in held.iter_mut() {
+        let mut holding = self.held();
+        let Holding { by_reference, parsed } = &mut *holding;
+        parsed.retain(|_, loaded| loaded.strong_count() > 0);
+        let mut changed = Vec::new();
+        for (reference, held) in by_reference.iter_mut() {
             if held.files.iter().any(Watched::is_stale) {
-                let before = held.digest();
-                *held = self.read(reference, held.loaded.take(), &mut parsed);
-                changed |= held.digest() != before;
+                let (before, uses) = (held.digest(), held.uses);
+                *held = Held { uses, ..self.read(reference, held.loaded.take(), parsed) };
+                if held.digest() != before {
+                    changed.push(reference.clone());
+                }
             }
         }
-        if changed {
+        if !changed.is_empty() {
             let table = Arc::clone(&self.current.load().table);
-            self.publish(&held, table);
+            self.publish(&holding, changed.iter(), table);
         }
-        changed
+        !changed.is_empty()
     }
 
     /// From now on, names that no route has a certificate for are shown the first of these that is for them.
@@ -213,7 +247,7 @@ impl Certificates {
     /// What is not as it should be, at this time.
     pub fn problems(&self, now: SystemTime) -> Vec<CertificateProblem> {
         let mut problems = Vec::new();
-        for (certificate, held) in self.held().iter() {
+        for (certificate, held) in &self.held().by_reference {
             let shown = held.loaded.is_some();
             let mut add = |fault| problems.push(CertificateProblem { certificate: certificate.clone(), fault, shown });
             if let Some(error) = &held.error {
@@ -237,7 +271,7 @@ impl Certificates {
     /// When each certificate that is shown expires.
     pub fn expiries(&self) -> Vec<(CertificateRef, SystemTime)> {
         let held = self.held();
-        held.iter().filter_map(|(reference, held)| Some((reference.clone(), held.loaded.as_ref()?.1.validity.to))).collect()
+        held.by_reference.iter().filter_map(|(reference, held)| Some((reference.clone(), held.loaded.as_ref()?.1.validity.to))).collect()
     }
 
     /// Whether names without a certificate are shown this one.
@@ -245,15 +279,24 @@ impl Certificates {
         self.default.as_ref() == Some(reference)
     }
 
-    fn held(&self) -> MutexGuard<'_, HashMap<CertificateRef, Held>> {
+    fn held(&self) -> MutexGuard<'_, Holding> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn publish(&self, held: &HashMap<CertificateRef, Held>, table: Arc<Table>) {
-        let key = |held: &Held| held.loaded.as_ref().map(|(_, loaded)| Arc::clone(&loaded.key));
-        let keys = held.iter().filter_map(|(reference, held)| Some((reference.clone(), key(held)?))).collect::<HashMap<_, _>>();
-        let default = self.default.as_ref().and_then(|reference| key(held.get(reference)?));
-        self.current.store(Arc::new(Current { table, keys: Arc::new(keys), default }));
+    fn publish<'c>(&self, held: &Holding, changed: impl Iterator<Item = &'c CertificateRef>, table: Arc<Table>) {
+        let key = |reference: &CertificateRef| {
+            let (_, loaded) = held.by_reference.get(reference)?.loaded.as_ref()?;
+            Some(Arc::clone(&loaded.key))
+        };
+        let mut keys = self.current.load().keys.clone();
+        for reference in changed {
+            match key(reference) {
+                Some(key) => keys.insert(reference.clone(), key),
+                None => keys.remove(reference),
+            };
+        }
+        let default = self.default.as_ref().and_then(key);
+        self.current.store(Arc::new(Current { table, keys, default }));
     }
 
     /// `before` is what it was until now, and stays if what is there cannot be used.
@@ -261,7 +304,7 @@ impl Certificates {
         &self,
         reference: &CertificateRef,
         before: Option<(Digested, Arc<Loaded>)>,
-        parsed: &mut HashMap<Digested, Arc<Loaded>>,
+        parsed: &mut HashMap<Digested, Weak<Loaded>>,
     ) -> Held {
         let mut files = Vec::new();
         let result = self.load(reference, &mut files, parsed);
@@ -270,16 +313,16 @@ impl Certificates {
             Err(error) => (before, Some(error)),
         };
         if let Some((digest, loaded)) = &loaded {
-            parsed.insert(*digest, Arc::clone(loaded));
+            parsed.insert(*digest, Arc::downgrade(loaded));
         }
-        Held { files, loaded, error }
+        Held { files, loaded, error, uses: 0 }
     }
 
     fn load(
         &self,
         reference: &CertificateRef,
         files: &mut Vec<Watched>,
-        parsed: &HashMap<Digested, Arc<Loaded>>,
+        parsed: &HashMap<Digested, Weak<Loaded>>,
     ) -> Result<(Digested, Arc<Loaded>), CertificateError> {
         let mut text = |place: &Place, directory: &Path, name: &str| {
             if !is_plain(name) {
@@ -324,19 +367,15 @@ impl ResolvesServerCert for Certificates {
     }
 }
 
-fn parsed(held: &HashMap<CertificateRef, Held>) -> HashMap<Digested, Arc<Loaded>> {
-    held.values().filter_map(|held| held.loaded.clone()).collect()
-}
-
 /// What was parsed already is not parsed again.
 fn pair(
-    parsed: &HashMap<Digested, Arc<Loaded>>,
+    parsed: &HashMap<Digested, Weak<Loaded>>,
     certificate: (&Place, &[u8]),
     key: Option<(&Place, &[u8])>,
 ) -> Result<(Digested, Arc<Loaded>), CertificateError> {
     let digest = digest(certificate.1, key.map(|(_, text)| text));
-    if let Some(loaded) = parsed.get(&digest) {
-        return Ok((digest, Arc::clone(loaded)));
+    if let Some(loaded) = parsed.get(&digest).and_then(Weak::upgrade) {
+        return Ok((digest, loaded));
     }
     Ok((digest, Arc::new(pem::pair(certificate, key)?)))
 }
@@ -537,17 +576,22 @@ mod tests {
         certificates.update(table(vec![route("a.example", Some(file("a.pem"))), route("b.example", Some(file("copy.pem")))]));
         assert!(Arc::ptr_eq(&certificates.find(Some("a.example")).unwrap(), &first));
         assert!(Arc::ptr_eq(&certificates.find(Some("b.example")).unwrap(), &first), "the same bytes by another name");
-        let keys = || Arc::clone(&certificates.current.load().keys);
-        let before = keys();
+        // Who reads them again finds none.
+        for name in ["a.pem", "copy.pem"] {
+            fs::remove_file(node.root.path().join("certificates").join(name)).unwrap();
+        }
         certificates.update(table(vec![
             route("a.example", Some(file("copy.pem"))),
             route("b.example", Some(file("a.pem"))),
             route("c.example", None),
         ]));
-        assert!(Arc::ptr_eq(&keys(), &before), "other routes, the same certificates");
-        assert!(certificates.find(Some("a.example")).is_some() && certificates.find(Some("c.example")).is_none());
+        assert!(Arc::ptr_eq(&certificates.find(Some("a.example")).unwrap(), &first), "other routes, the same certificates");
+        assert!(certificates.find(Some("c.example")).is_none());
+        assert_eq!(faults(&certificates), []);
         certificates.update(table(vec![route("b.example", Some(file("copy.pem")))]));
         assert!(certificates.find(Some("a.example")).is_none());
+        assert!(certificates.find(Some("b.example")).is_some());
+        assert_eq!(certificates.expiries().len(), 1, "what no route names any more is forgotten");
     }
 
     #[test]

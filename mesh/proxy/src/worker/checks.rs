@@ -44,7 +44,7 @@ pub(super) async fn check(worker: Rc<Worker>) {
     loop {
         every.tick().await;
         let routing = worker.shared.routing.load_full();
-        let checked = routing.lanes().iter().filter(|lane| lane.route.policy.check_connect).filter_map(|lane| lane.live.as_ref());
+        let checked = routing.checked().filter_map(|lane| lane.live.as_ref());
         let endpoints: HashMap<u64, Arc<Endpoint>> = checked
             .flat_map(|live| live.endpoints().iter().map(|e| (e.endpoint.id, Arc::clone(&e.endpoint))).collect::<Vec<_>>())
             .collect();

@@ -213,6 +213,29 @@ pub(crate) struct Rank<'r> {
     listener: Listener,
 }
 
+/// Fields of a rank, from the highest bit on. What does not fit ends it: what comes after says nothing then.
+struct Packed {
+    word: u64,
+    left: u32,
+    is_full: bool,
+}
+
+impl Packed {
+    fn put(&mut self, bits: u32, value: u64) {
+        self.left -= bits;
+        if !self.is_full {
+            self.word |= value << self.left;
+        }
+    }
+
+    /// The larger comes first.
+    fn put_reverse(&mut self, bits: u32, value: u64) {
+        let most = (1 << bits) - 1;
+        self.put(bits, most - value.min(most));
+        self.is_full |= value >= most;
+    }
+}
+
 impl Route {
     /// Orders routes so that of all that match a request the smallest is right. Never depends on the request.
     ///
@@ -247,6 +270,31 @@ impl Route {
             origin: &self.origin,
             listener: self.listener,
         }
+    }
+
+    /// As much of [`Self::rank`] as fits: the smaller number comes first, and what has the same is compared whole.
+    pub(crate) fn packed_rank(&self) -> u64 {
+        let Rank { tier, listed, host, is_rest, priority, path, conditions, .. } = self.rank();
+        let mut packed = Packed { word: 0, left: u64::BITS, is_full: false };
+        packed.put(2, u64::from(tier));
+        if let Some(order) = listed {
+            packed.put(2, order.class as u64);
+            for byte in order.name.bytes().chain([0; 7]).take(7) {
+                packed.put(8, u64::from(byte));
+            }
+            return packed.word;
+        }
+        packed.put(3, u64::from(host.0.min(7)));
+        packed.put_reverse(8, host.1.0 as u64);
+        packed.put(1, u64::from(is_rest));
+        packed.put_reverse(12, (i64::from(priority.0) + 2048).clamp(0, 4095) as u64);
+        if priority.0 <= -2048 {
+            packed.is_full = true;
+        }
+        packed.put(3, u64::from(path.0.min(7)));
+        packed.put_reverse(12, path.1.0 as u64);
+        packed.put_reverse(8, conditions.0 as u64);
+        packed.word
     }
 
     /// The backends, unless the route answers by itself.

@@ -77,7 +77,7 @@ impl Serialize for Password {
 }
 
 /// Where a certificate and its key are.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CertificateRef {
     /// Docker secrets by name. Without a key, the certificate's holds both.
     Secrets { certificate: String, key: Option<String> },

@@ -1,12 +1,15 @@
 //! From a host to the routes that may take it.
 
 use std::{
-    collections::HashMap,
+    cmp::Ordering,
     hash::{BuildHasher, Hasher, RandomState},
+    sync::Arc,
 };
 
+use hashbrown::HashTable;
+
 use super::trie::Trie;
-use crate::model::{HostMatch, Match, PathKind};
+use crate::model::{HostMatch, Match, PathKind, PathMatch};
 
 /// A DNS name is at most this long.
 const LONGEST: usize = 255;
@@ -102,74 +105,177 @@ impl Hasher for HostHasher {
     }
 }
 
-/// Routes, by number; the smaller number comes first.
+/// A route in a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// [`Route::packed_rank`](crate::Route::packed_rank): the smaller comes first.
+    pub(super) rank: u64,
+    pub(super) slot: u32,
+    /// It asks for nothing but its host: then it need not be looked into.
+    pub(super) by_host_alone: bool,
+}
+
+/// Orders what [`Entry::rank`] leaves undecided.
+pub(super) trait Order {
+    fn compare(&self, a: u32, b: u32) -> Ordering;
+
+    fn is_before(&self, a: Entry, b: Entry) -> bool {
+        a.rank < b.rank || a.rank == b.rank && self.compare(a.slot, b.slot).is_lt()
+    }
+}
+
+/// Routes in order. Copies share them.
 #[derive(Clone, Debug)]
-enum List {
+pub(super) enum List {
     /// Most hosts have one, and it is found without another step into memory.
-    One(u32),
-    Few(Box<[u32]>),
-    /// Those whose paths all begin with known text by that text, and the others.
-    Many {
-        by_path: Trie<u32>,
-        lists: Vec<Vec<u32>>,
-        others: Box<[u32]>,
-    },
+    One(Entry),
+    Few(Arc<[Entry]>),
+    Many(Arc<Many>),
+}
+
+/// Those whose paths all begin with known text by that text, and the others.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Many {
+    by_path: Trie<Arc<[Entry]>>,
+    others: Arc<[Entry]>,
+    length: usize,
 }
 
 impl List {
-    fn new<'m>(routes: Vec<u32>, matching: &impl Fn(u32) -> &'m Match) -> Self {
-        if let [only] = routes[..] {
-            return Self::One(only);
+    /// Of entries in order; `None` of none.
+    fn of(entries: Vec<Entry>) -> Option<Self> {
+        match entries[..] {
+            [] => None,
+            [only] => Some(Self::One(only)),
+            _ => Some(Self::Few(entries.into())),
         }
-        if routes.len() < MANY {
-            return Self::Few(routes.into());
-        }
-        let (mut by_path, mut lists, mut others) = (Trie::default(), Vec::<Vec<u32>>::new(), Vec::new());
-        for route in routes {
-            let matching = matching(route);
-            let Some(starts) = matching.paths.iter().map(start_of).collect::<Option<Vec<_>>>().filter(|s| !s.is_empty()) else {
-                others.push(route);
-                continue;
-            };
-            for start in starts {
-                let list = *by_path.entry(start.as_bytes(), lists.len() as u32) as usize;
-                if list == lists.len() {
-                    lists.push(Vec::new());
-                }
-                if lists[list].last() != Some(&route) {
-                    lists[list].push(route);
+    }
+
+    fn insert(list: &mut Option<Self>, entry: Entry, matching: &dyn Fn(u32) -> Option<Match>, order: &impl Order) {
+        let mut few = match list {
+            None => Vec::new(),
+            Some(Self::One(only)) => vec![*only],
+            Some(Self::Few(few)) => few.to_vec(),
+            Some(Self::Many(many)) => {
+                let Some(matching) = matching(entry.slot) else { return };
+                return Arc::make_mut(many).insert(entry, &matching, order);
+            }
+        };
+        insert(&mut few, entry, order);
+        *list = if few.len() < MANY {
+            Self::of(few)
+        } else {
+            let mut many = Many::default();
+            for entry in few {
+                if let Some(matching) = matching(entry.slot) {
+                    many.insert(entry, &matching, order);
                 }
             }
-        }
-        Self::Many { by_path, lists, others: others.into() }
+            Some(Self::Many(Arc::new(many)))
+        };
+    }
+
+    fn remove(list: &mut Option<Self>, slot: u32, matching: &Match, order: &impl Order) {
+        let left = |list: &[Entry]| list.iter().copied().filter(|e| e.slot != slot).collect::<Vec<_>>();
+        let few = match list {
+            None => return,
+            Some(Self::One(only)) => left(&[*only]),
+            Some(Self::Few(few)) => left(few),
+            Some(Self::Many(many)) => {
+                let many = Arc::make_mut(many);
+                many.remove(slot, matching);
+                // Far enough below that a route which comes and goes does not turn it over each time.
+                if many.length > MANY / 2 {
+                    return;
+                }
+                many.all(order)
+            }
+        };
+        *list = Self::of(few);
     }
 
     /// The first route before `best` that passes the test.
-    fn first(&self, path: &str, best: &mut u32, test: &mut impl FnMut(u32) -> bool) {
-        let mut search = |list: &[u32]| {
-            for &route in list {
-                if route >= *best {
+    fn first(&self, path: &str, best: &mut Option<Entry>, order: &impl Order, test: &mut impl FnMut(Entry) -> bool) {
+        let mut search = |list: &[Entry]| {
+            for &entry in list {
+                if best.is_some_and(|best| !order.is_before(entry, best)) {
                     return;
                 }
-                if test(route) {
-                    *best = route;
+                if test(entry) {
+                    *best = Some(entry);
                     return;
                 }
             }
         };
         match self {
-            Self::One(route) => search(&[*route]),
+            Self::One(entry) => search(&[*entry]),
             Self::Few(list) => search(list),
-            Self::Many { by_path, lists, others } => {
-                by_path.prefixes(path.as_bytes(), |_, list| search(&lists[list as usize]));
-                search(others);
+            Self::Many(many) => {
+                many.by_path.prefixes(path.as_bytes(), |_, list| search(list));
+                search(&many.others);
             }
         }
     }
 }
 
+impl Many {
+    fn insert(&mut self, entry: Entry, matching: &Match, order: &impl Order) {
+        self.length += 1;
+        let with = |list: &[Entry]| {
+            let mut list = list.to_vec();
+            insert(&mut list, entry, order);
+            Arc::from(list)
+        };
+        match starts_of(matching) {
+            Some(starts) => {
+                for start in starts {
+                    self.by_path.change(start.as_bytes(), |list| *list = Some(with(list.as_deref().unwrap_or_default())));
+                }
+            }
+            None => self.others = with(&self.others),
+        }
+    }
+
+    fn remove(&mut self, slot: u32, matching: &Match) {
+        self.length -= 1;
+        let without = |list: &[Entry]| list.iter().copied().filter(|e| e.slot != slot).collect::<Arc<[Entry]>>();
+        match starts_of(matching) {
+            Some(starts) => {
+                for start in starts {
+                    self.by_path.change(start.as_bytes(), |list| {
+                        *list = list.as_deref().map(without).filter(|left| !left.is_empty());
+                    });
+                }
+            }
+            None => self.others = without(&self.others),
+        }
+    }
+
+    fn all(&self, order: &impl Order) -> Vec<Entry> {
+        let mut all = self.others.to_vec();
+        self.by_path.each(|list| list.iter().for_each(|entry| insert(&mut all, *entry, order)));
+        all
+    }
+}
+
+/// Into a list in order, once.
+fn insert(list: &mut Vec<Entry>, entry: Entry, order: &impl Order) {
+    let place = list.partition_point(|other| order.is_before(*other, entry));
+    if list.get(place).is_none_or(|other| other.slot != entry.slot) {
+        list.insert(place, entry);
+    }
+}
+
+/// What all that matches begins with, by path, each once; `None` if that cannot be said of each path, or there are none.
+fn starts_of(matching: &Match) -> Option<Vec<&str>> {
+    let mut starts = matching.paths.iter().map(start_of).collect::<Option<Vec<_>>>().filter(|starts| !starts.is_empty())?;
+    starts.sort_unstable();
+    starts.dedup();
+    Some(starts)
+}
+
 /// What every path that matches begins with; `None` if that cannot be said.
-fn start_of(path: &crate::model::PathMatch) -> Option<&str> {
+fn start_of(path: &PathMatch) -> Option<&str> {
     match &path.kind {
         PathKind::Exact(text) | PathKind::Prefix(text) if !path.ignore_case => Some(text),
         PathKind::Segments(text) if !path.ignore_case => Some(text.strip_suffix('/').unwrap_or(text)),
@@ -177,72 +283,146 @@ fn start_of(path: &crate::model::PathMatch) -> Option<&str> {
     }
 }
 
-/// Routes by what they say about the host.
-#[derive(Clone, Debug, Default)]
+/// Hosts that are hashed, in so many parts: a change copies one of them. More parts make a change of a small table dearer.
+const SHARDS: usize = 256;
+
+type Shard = HashTable<(Arc<str>, List)>;
+
+/// Routes by what they say about the host. Copies share what is not changed.
+#[derive(Clone, Debug)]
 pub(super) struct HostIndex {
-    exact: HashMap<Box<str>, List, HostHash>,
+    hash: HostHash,
+    exact: Arc<[Arc<Shard>; SHARDS]>,
     /// Backwards. The list for hosts that end so and are longer, and the list for all that end so.
-    suffix: Trie<[Option<u32>; 2]>,
-    prefix: Trie<u32>,
-    labels: Trie<u32>,
-    any: Option<u32>,
-    lists: Vec<List>,
-    /// The first route that is for more than one host. Nothing in the tries comes before it.
-    first_inexact: u32,
+    suffix: Trie<[Option<List>; 2]>,
+    prefix: Trie<List>,
+    labels: Trie<List>,
+    any: Option<List>,
+    /// How many entries in the tries have ranks that begin with each five bits.
+    inexact: [u32; 32],
+    /// The first of them that are not none: nothing in the tries comes before it.
+    first_inexact: u64,
 }
 
+impl Default for HostIndex {
+    fn default() -> Self {
+        let empty = Arc::new(Shard::new());
+        Self {
+            hash: HostHash::default(),
+            exact: Arc::new(std::array::from_fn(|_| Arc::clone(&empty))),
+            suffix: Trie::default(),
+            prefix: Trie::default(),
+            labels: Trie::default(),
+            any: None,
+            inexact: [0; 32],
+            first_inexact: u64::MAX,
+        }
+    }
+}
+
+/// The beginning of a rank that [`HostIndex::inexact`] counts by.
+const BEGINNING: u32 = u64::BITS - 5;
+
 impl HostIndex {
-    /// `routes` are in order. `matching` is asked for each of them.
-    pub(super) fn new<'m>(routes: impl Iterator<Item = u32>, matching: impl Fn(u32) -> &'m Match) -> Self {
-        let mut by_host: HashMap<Option<&'m HostMatch>, Vec<u32>> = HashMap::new();
-        for route in routes {
-            let hosts = &matching(route).hosts;
-            if hosts.is_empty() {
-                by_host.entry(None).or_default().push(route);
+    fn hash_of(&self, name: &str) -> u64 {
+        let mut hasher = self.hash.build_hasher();
+        hasher.write(name.as_bytes());
+        hasher.finish()
+    }
+
+    /// Not the bits that a part finds its own by.
+    fn shard_of(hash: u64) -> usize {
+        (hash >> 40) as usize % SHARDS
+    }
+
+    /// A route comes. `matching` is asked for it and others of its lists.
+    pub(super) fn insert(&mut self, entry: Entry, hosts: &[HostMatch], matching: &dyn Fn(u32) -> Option<Match>, order: &impl Order) {
+        self.change(entry.rank, hosts, 1, |list| List::insert(list, entry, matching, order));
+    }
+
+    /// A route goes, with what it came with.
+    pub(super) fn remove(&mut self, entry: Entry, matching: &Match, order: &impl Order) {
+        self.change(entry.rank, &matching.hosts, u32::MAX, |list| List::remove(list, entry.slot, matching, order));
+    }
+
+    fn change(&mut self, rank: u64, hosts: &[HostMatch], by: u32, mut act: impl FnMut(&mut Option<List>)) {
+        if hosts.is_empty() {
+            act(&mut self.any);
+        }
+        for (place, host) in hosts.iter().enumerate() {
+            if hosts[..place].contains(host) {
+                continue;
             }
-            for host in hosts {
-                let list = by_host.entry(Some(host)).or_default();
-                if list.last() != Some(&route) {
-                    list.push(route);
+            let reversed = |text: &str| text.bytes().rev().collect::<Vec<u8>>();
+            let mut at_end = |text: &str, which: usize| {
+                self.suffix.change(&reversed(text), |lists| {
+                    let mut both = lists.take().unwrap_or_default();
+                    act(&mut both[which]);
+                    *lists = both.iter().any(Option::is_some).then_some(both);
+                });
+            };
+            match host {
+                HostMatch::Exact(text) => {
+                    self.change_exact(text, &mut act);
+                    continue;
+                }
+                HostMatch::Suffix(text) => at_end(text, 0),
+                HostMatch::SuffixOrWhole(text) => at_end(text, 1),
+                HostMatch::Prefix(text) => self.prefix.change(text.as_bytes(), &mut act),
+                HostMatch::Labels(text) => self.labels.change(text.as_bytes(), &mut act),
+            }
+            let count = &mut self.inexact[(rank >> BEGINNING) as usize];
+            *count = count.wrapping_add(by);
+            let first = self.inexact.iter().position(|count| *count > 0);
+            self.first_inexact = first.map_or(u64::MAX, |first| (first as u64) << BEGINNING);
+        }
+    }
+
+    fn change_exact(&mut self, text: &str, act: &mut impl FnMut(&mut Option<List>)) {
+        let hash = self.hash_of(text);
+        let state = self.hash.clone();
+        let shard = Arc::make_mut(&mut Arc::make_mut(&mut self.exact)[Self::shard_of(hash)]);
+        let found = shard.find_entry(hash, |(name, _)| **name == *text);
+        match found {
+            Ok(found) => {
+                let ((name, list), place) = found.remove();
+                let mut list = Some(list);
+                act(&mut list);
+                if let Some(list) = list {
+                    place.insert((name, list));
+                }
+            }
+            Err(_) => {
+                let mut list = None;
+                act(&mut list);
+                if let Some(list) = list {
+                    let hash_of = |(name, _): &(Arc<str>, List)| {
+                        let mut hasher = state.build_hasher();
+                        hasher.write(name.as_bytes());
+                        hasher.finish()
+                    };
+                    shard.insert_unique(hash, (text.into(), list), hash_of);
                 }
             }
         }
-        let inexact = |host: &Option<&HostMatch>| !matches!(host, None | Some(HostMatch::Exact(_)));
-        let first_inexact = by_host.iter().filter(|(host, _)| inexact(host)).filter_map(|(_, routes)| routes.first()).min();
-        let mut index = Self { first_inexact: first_inexact.copied().unwrap_or(u32::MAX), ..Self::default() };
-        for (host, routes) in by_host {
-            let routes = List::new(routes, &matching);
-            let list = index.lists.len() as u32;
-            if let Some(HostMatch::Exact(text)) = host {
-                index.exact.insert(text.as_str().into(), routes);
-                continue;
-            }
-            index.lists.push(routes);
-            let reversed = |text: &str| text.bytes().rev().collect::<Vec<u8>>();
-            match host {
-                None | Some(HostMatch::Exact(_)) => index.any = Some(list),
-                Some(HostMatch::Suffix(text)) => index.suffix.entry(&reversed(text), [None; 2])[0] = Some(list),
-                Some(HostMatch::SuffixOrWhole(text)) => index.suffix.entry(&reversed(text), [None; 2])[1] = Some(list),
-                Some(HostMatch::Prefix(text)) => *index.prefix.entry(text.as_bytes(), list) = list,
-                Some(HostMatch::Labels(text)) => *index.labels.entry(text.as_bytes(), list) = list,
-            }
-        }
-        index
     }
 
     /// The first route for this host that passes the test. The test is asked about paths and all else.
-    pub(super) fn first(&self, host: &Host, path: &str, mut test: impl FnMut(u32) -> bool) -> Option<u32> {
-        let mut best = u32::MAX;
+    pub(super) fn first(&self, host: &Host, path: &str, order: &impl Order, mut test: impl FnMut(Entry) -> bool) -> Option<u32> {
+        let mut best = None;
         let name = host.as_bytes();
-        if let Some(list) = host.as_str().and_then(|name| self.exact.get(name)) {
-            list.first(path, &mut best, &mut test);
+        if let Some(text) = host.as_str() {
+            let hash = self.hash_of(text);
+            if let Some((_, list)) = self.exact[Self::shard_of(hash)].find(hash, |(name, _)| **name == *text) {
+                list.first(path, &mut best, order, &mut test);
+            }
         }
-        let inexact = !name.is_empty() && self.first_inexact < best;
-        let mut search = |list: u32| self.lists[list as usize].first(path, &mut best, &mut test);
+        let inexact = !name.is_empty() && best.is_none_or(|best| self.first_inexact <= best.rank);
+        let mut search = |list: &List| list.first(path, &mut best, order, &mut test);
         if inexact {
             if !self.suffix.is_empty() {
                 self.suffix.prefixes(host.reversed().as_bytes(), |length, [longer, all]| {
-                    for list in longer.filter(|_| length < name.len()).into_iter().chain(all) {
+                    for list in longer.iter().filter(|_| length < name.len()).chain(all) {
                         search(list);
                     }
                 });
@@ -262,10 +442,10 @@ impl HostIndex {
                 }
             }
         }
-        if let Some(list) = self.any {
+        if let Some(list) = &self.any {
             search(list);
         }
-        (best != u32::MAX).then_some(best)
+        best.map(|best| best.slot)
     }
 }
 

@@ -5,30 +5,55 @@
 //! many paths stand in a trie. The cost follows the lengths of host and path and the number of routes that match both, not
 //! the number of hosts. A lookup allocates nothing.
 
+mod book;
 mod claims;
 mod hosts;
+mod slots;
 mod trie;
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{cmp::Ordering, fmt, sync::Arc};
+
+use swarmesh_model::SharedMap;
 
 pub(crate) use self::hosts::without_port;
-use self::hosts::{Host, HostIndex};
+use self::hosts::{Entry, Host, HostIndex, Order};
+pub use self::{
+    book::{Book, Change},
+    slots::Slots,
+};
 use crate::{
     model::{CertificateRef, Headers, Listener, Match, PathMatch, Route},
     problem::RouteProblem,
 };
 
-/// All routes of a node.
+/// All routes of a node. Copies share what they have in common, and cost little.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
-    routes: Vec<Arc<Route>>,
-    /// Whether a route asks for nothing but its host: then it need not be looked into.
-    by_host_alone: Box<[bool]>,
+    places: Slots<Placed>,
     http: HostIndex,
     https: HostIndex,
     tls: HostIndex,
     certificates: HostIndex,
-    tcp: HashMap<u16, u32>,
+    tcp: SharedMap<u16, Arc<[Entry]>>,
+}
+
+/// A route that is served.
+#[derive(Clone, Debug)]
+struct Placed {
+    entry: Entry,
+    /// As it was asked for, which decides its place in the order.
+    asked: Arc<Route>,
+    /// What is left of that after others have had theirs.
+    served: Arc<Route>,
+}
+
+impl Order for Slots<Placed> {
+    fn compare(&self, a: u32, b: u32) -> Ordering {
+        match (self.get(a as usize), self.get(b as usize)) {
+            (Some(first), Some(second)) => first.asked.cmp_precedence(&second.asked).then(a.cmp(&b)),
+            _ => a.cmp(&b),
+        }
+    }
 }
 
 /// What is known of a request when it is to be routed.
@@ -75,88 +100,84 @@ pub enum Verdict {
 
 impl Table {
     /// Compiles routes. What cannot be served for another's claim is left out and told. Routes that are shared are not copied,
-    /// but for those whose backends come together with others'.
+    /// but for those whose backends come together with others'. Who has routes that change keeps a [`Book`].
     pub fn new<R: Into<Arc<Route>>>(routes: impl IntoIterator<Item = R>) -> (Self, Vec<RouteProblem>) {
-        let routes: Vec<Arc<Route>> = routes.into_iter().map(Into::into).collect();
-        let mut problems = Vec::new();
-        let mut order: Vec<(_, usize)> = routes.iter().zip(0..).map(|(route, number)| (route.rank(), number)).collect();
-        order.sort_unstable();
-        let routes = order.into_iter().map(|(_, number)| Arc::clone(&routes[number])).collect();
-        let mut routes = claims::settle(routes, &mut problems);
-        claims::settle_tls(&mut routes, &mut problems);
-        problems.sort();
-        (Self::compile(routes), problems)
+        let mut book = Book::default();
+        book.change([((), routes.into_iter().map(Into::into).collect())]);
+        (book.table().clone(), book.problems())
     }
 
-    fn compile(routes: Vec<Arc<Route>>) -> Self {
-        let index = |wanted: &dyn Fn(&Route) -> bool| {
-            let numbers = (0u32..).zip(&routes).filter(|(_, route)| wanted(route)).map(|(number, _)| number);
-            HostIndex::new(numbers, |number| &routes[number as usize].matching)
-        };
-        let http = index(&|route| matches!(route.listener, Listener::Http | Listener::Any));
-        let https = index(&|route| matches!(route.listener, Listener::Https | Listener::Any));
-        let tls = index(&|route| route.listener == Listener::Tls);
-        let certificates = index(&|route| route.certificate.is_some());
-        let mut tcp = HashMap::new();
-        for (number, route) in (0u32..).zip(&routes).filter(|(_, route)| route.listener == Listener::Tcp) {
-            if let Some(port) = route.matching.port {
-                tcp.entry(port).or_insert(number);
-            }
-        }
-        let by_host_alone = routes.iter().map(|route| route.matching.is_host_alone()).collect();
-        Self { routes, by_host_alone, http, https, tls, certificates, tcp }
+    /// All routes, in order. For people: this sorts them.
+    pub fn routes(&self) -> Vec<&Arc<Route>> {
+        self.placed().into_iter().map(|placed| &placed.served).collect()
     }
 
-    /// All routes, in order.
-    pub fn routes(&self) -> &[Arc<Route>] {
-        &self.routes
+    /// What one table has and another has not, in pairs by position: `None` is nothing. What both have in common costs nothing.
+    pub fn differences<'t>(&'t self, other: &'t Self) -> impl Iterator<Item = (Option<&'t Arc<Route>>, Option<&'t Arc<Route>>)> {
+        let served = |placed: Option<&'t Placed>| placed.map(|placed| &placed.served);
+        let pairs = self.places.unshared(&other.places).map(move |(here, there)| (served(here), served(there)));
+        pairs.filter(|(here, there)| match (here, there) {
+            (Some(here), Some(there)) => !Arc::ptr_eq(here, there),
+            (None, None) => false,
+            (Some(_), None) | (None, Some(_)) => true,
+        })
     }
 
-    fn route(&self, number: u32) -> Option<&Arc<Route>> {
-        self.routes.get(number as usize)
+    fn placed(&self) -> Vec<&Placed> {
+        let mut all: Vec<&Placed> = self.places.values().collect();
+        all.sort_unstable_by(|a, b| a.entry.rank.cmp(&b.entry.rank).then_with(|| self.places.compare(a.entry.slot, b.entry.slot)));
+        all
+    }
+
+    /// The route at a [`Self::position`].
+    pub fn at(&self, position: usize) -> Option<&Arc<Route>> {
+        self.places.get(position).map(|placed| &placed.served)
+    }
+
+    fn route(&self, slot: u32) -> Option<&Route> {
+        self.at(slot as usize).map(|route| &**route)
     }
 
     /// The route that takes a request.
     pub fn find(&self, request: &Request<'_>) -> Option<&Arc<Route>> {
-        self.routes.get(self.position(request)?)
+        self.at(self.position(request)?)
     }
 
-    /// Where that route stands in [`Self::routes`], for who keeps something of his own for each.
+    /// A number that is that route's while it stays as it is, for who keeps something of his own for each. It says nothing of order.
     pub fn position(&self, request: &Request<'_>) -> Option<usize> {
         let index = if request.tls { &self.https } else { &self.http };
-        let found = index.first(&Host::new(request.host), request.path, |number| {
-            self.by_host_alone.get(number as usize) == Some(&true)
-                || self.route(number).is_some_and(|route| route.matching.beyond_host(request).is_none())
+        let found = index.first(&Host::new(request.host), request.path, &self.places, |entry| {
+            entry.by_host_alone || self.route(entry.slot).is_some_and(|route| route.matching.beyond_host(request).is_none())
         });
         found.map(|number| number as usize)
     }
 
     /// Where a TLS connection with this name in its hello goes unopened; `None` if it is to be opened here, or nobody's.
     pub fn find_tls(&self, name: Option<&str>, port: u16) -> Option<&Arc<Route>> {
-        self.routes.get(self.position_tls(name, port)?)
+        self.at(self.position_tls(name, port)?)
     }
 
     /// As [`Self::position`].
     pub fn position_tls(&self, name: Option<&str>, port: u16) -> Option<usize> {
-        let found = self.tls.first(&Host::new(name.unwrap_or_default()), "", |number| {
-            self.route(number).is_some_and(|route| route.matching.port.is_none_or(|p| p == port))
+        let found = self.tls.first(&Host::new(name.unwrap_or_default()), "", &self.places, |entry| {
+            self.route(entry.slot).is_some_and(|route| route.matching.port.is_none_or(|p| p == port))
         });
         found.map(|number| number as usize)
     }
 
     /// Where a connection to a port goes, whatever is in it.
     pub fn find_tcp(&self, port: u16) -> Option<&Arc<Route>> {
-        self.routes.get(self.position_tcp(port)?)
+        self.at(self.position_tcp(port)?)
     }
 
     /// As [`Self::position`].
     pub fn position_tcp(&self, port: u16) -> Option<usize> {
-        self.tcp.get(&port).map(|number| *number as usize)
+        self.tcp.get(&port)?.first().map(|entry| entry.slot as usize)
     }
 
     /// What to show a client that asks for this name.
     pub fn certificate(&self, name: Option<&str>) -> Option<&CertificateRef> {
-        let found = self.certificates.first(&Host::new(name.unwrap_or_default()), "", |_| true);
+        let found = self.certificates.first(&Host::new(name.unwrap_or_default()), "", &self.places, |_| true);
         self.route(found?)?.certificate.as_ref()
     }
 
@@ -164,8 +185,8 @@ impl Table {
     pub fn explain<'t>(&'t self, request: &Request<'_>) -> impl Iterator<Item = (&'t Arc<Route>, Verdict)> {
         let chosen = self.find(request).map(Arc::as_ptr);
         let (tls, host) = (request.tls, Host::new(request.host));
-        let verdicts: Vec<Verdict> = self
-            .routes
+        let routes = self.routes();
+        let verdicts: Vec<Verdict> = routes
             .iter()
             .map(|route| {
                 // The host first: who has another is no candidate, by whatever door.
@@ -184,12 +205,12 @@ impl Table {
                 }
                 match route.matching.beyond_host(request) {
                     Some(condition) => Verdict::Fails(condition),
-                    None if chosen == Some(Arc::as_ptr(route)) => Verdict::Chosen,
+                    None if chosen == Some(Arc::as_ptr(*route)) => Verdict::Chosen,
                     None => Verdict::After,
                 }
             })
             .collect();
-        self.routes.iter().zip(verdicts)
+        routes.into_iter().zip(verdicts)
     }
 }
 

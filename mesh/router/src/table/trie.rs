@@ -1,10 +1,14 @@
 //! A radix trie over bytes: which of many texts does this one begin with.
+//!
+//! Copies share their nodes. A change makes anew the nodes on the way to its text, and no others.
+
+use std::sync::Arc;
 
 /// Finds the texts that another begins with, at a cost that follows that other's length.
 #[derive(Clone, Debug)]
 pub(super) struct Trie<V> {
-    /// The first is the root, whose edge is empty.
-    nodes: Vec<Node<V>>,
+    /// Its edge is empty.
+    root: Arc<Node<V>>,
 }
 
 #[derive(Clone, Debug)]
@@ -12,87 +16,106 @@ struct Node<V> {
     /// What stands between the parent and this node.
     edge: Box<[u8]>,
     /// By their edges' first bytes, sorted.
-    children: Vec<(u8, u32)>,
+    children: Vec<(u8, Arc<Self>)>,
     value: Option<V>,
 }
 
 impl<V> Node<V> {
-    fn leaf(edge: &[u8], value: V) -> Self {
-        Self { edge: edge.into(), children: Vec::new(), value: Some(value) }
+    fn new(edge: &[u8]) -> Self {
+        Self { edge: edge.into(), children: Vec::new(), value: None }
     }
 
-    fn child(&self, byte: u8) -> Result<u32, usize> {
-        self.children.binary_search_by_key(&byte, |(first, _)| *first).map(|at| self.children[at].1)
+    fn child(&self, byte: u8) -> Result<usize, usize> {
+        self.children.binary_search_by_key(&byte, |(first, _)| *first)
     }
 }
 
 impl<V> Default for Trie<V> {
     fn default() -> Self {
-        Self { nodes: vec![Node { edge: Box::default(), children: Vec::new(), value: None }] }
+        Self { root: Arc::new(Node::new(&[])) }
     }
 }
 
-impl<V: Copy> Trie<V> {
+impl<V: Clone> Trie<V> {
     pub(super) fn is_empty(&self) -> bool {
-        self.nodes.len() == 1 && self.nodes[0].value.is_none()
+        self.root.value.is_none() && self.root.children.is_empty()
     }
 
-    /// The value at a text, made if it is not there.
-    pub(super) fn entry(&mut self, text: &[u8], new: V) -> &mut V {
-        let (mut at, mut rest) = (0, text);
-        while let Some(&first) = rest.first() {
-            match self.nodes[at].child(first) {
-                Ok(child) => {
-                    let child = child as usize;
-                    let common = common(&self.nodes[child].edge, rest);
-                    if common < self.nodes[child].edge.len() {
-                        self.split(child, common);
-                    }
-                    (at, rest) = (child, &rest[common..]);
-                }
-                Err(place) => {
-                    let leaf = self.push(Node::leaf(rest, new));
-                    self.nodes[at].children.insert(place, (first, leaf));
-                    (at, rest) = (leaf as usize, &[]);
-                }
-            }
-        }
-        self.nodes[at].value.get_or_insert(new)
-    }
-
-    /// Parts a node after `length` bytes of its edge. It keeps its place; what it was moves to a child.
-    fn split(&mut self, node: usize, length: usize) {
-        let edge = std::mem::take(&mut self.nodes[node].edge);
-        let lower = Node {
-            edge: edge[length..].into(),
-            children: std::mem::take(&mut self.nodes[node].children),
-            value: self.nodes[node].value.take(),
-        };
-        let lower = self.push(lower);
-        self.nodes[node].edge = edge[..length].into();
-        self.nodes[node].children.push((edge[length], lower));
-    }
-
-    fn push(&mut self, node: Node<V>) -> u32 {
-        self.nodes.push(node);
-        // Four thousand million nodes do not fit into memory.
-        (self.nodes.len() - 1) as u32
+    /// Changes the value at a text, which may come or go so.
+    pub(super) fn change(&mut self, text: &[u8], act: impl FnOnce(&mut Option<V>)) {
+        Arc::make_mut(&mut self.root).change(text, act);
     }
 
     /// Calls `found` with the length and the value of each text that `text` begins with, shortest first.
-    pub(super) fn prefixes(&self, text: &[u8], mut found: impl FnMut(usize, V)) {
-        let (mut node, mut length) = (&self.nodes[0], 0);
+    pub(super) fn prefixes(&self, text: &[u8], mut found: impl FnMut(usize, &V)) {
+        let (mut node, mut length) = (&*self.root, 0);
         loop {
-            if let Some(value) = node.value {
+            if let Some(value) = &node.value {
                 found(length, value);
             }
             let Some(child) = text.get(length).and_then(|byte| node.child(*byte).ok()) else { return };
-            node = &self.nodes[child as usize];
+            node = &node.children[child].1;
             if !text[length..].starts_with(&node.edge) {
                 return;
             }
             length += node.edge.len();
         }
+    }
+
+    /// All values. The depth of what is called is a text's length at most, and those of labels are short.
+    pub(super) fn each(&self, mut act: impl FnMut(&V)) {
+        let mut left = vec![&*self.root];
+        while let Some(node) = left.pop() {
+            node.value.iter().for_each(&mut act);
+            left.extend(node.children.iter().map(|(_, child)| &**child));
+        }
+    }
+}
+
+impl<V: Clone> Node<V> {
+    fn change(&mut self, text: &[u8], act: impl FnOnce(&mut Option<V>)) {
+        let Some(&first) = text.first() else { return act(&mut self.value) };
+        let place = match self.child(first) {
+            Ok(place) => {
+                let child = Arc::make_mut(&mut self.children[place].1);
+                let common = common(&child.edge, text);
+                if common < child.edge.len() {
+                    child.split(common);
+                }
+                child.change(&text[common..], act);
+                place
+            }
+            Err(place) => {
+                let mut leaf = Self::new(text);
+                act(&mut leaf.value);
+                self.children.insert(place, (first, Arc::new(leaf)));
+                place
+            }
+        };
+        self.prune(place);
+    }
+
+    /// Parts a node after `length` bytes of its edge: what it was becomes a child.
+    fn split(&mut self, length: usize) {
+        let upper = Self::new(&self.edge[..length]);
+        let mut lower = std::mem::replace(self, upper);
+        lower.edge = lower.edge[length..].into();
+        self.children.push((lower.edge[0], Arc::new(lower)));
+    }
+
+    /// Takes away a child that leads nowhere, and joins one that only leads on with what it leads to.
+    fn prune(&mut self, place: usize) {
+        let child = &self.children[place].1;
+        if child.value.is_some() || child.children.len() > 1 {
+            return;
+        }
+        let Some((_, only)) = child.children.first() else {
+            self.children.remove(place);
+            return;
+        };
+        let mut joined = Self::clone(only);
+        joined.edge = [&child.edge[..], &only.edge[..]].concat().into();
+        self.children[place].1 = Arc::new(joined);
     }
 }
 
@@ -102,26 +125,36 @@ fn common(a: &[u8], b: &[u8]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
 
     proptest! {
         #[test]
-        fn finds_what_comparing_with_each_finds(texts in vec("[ab.]{0,6}", 0..24), wanted in "[abc.]{0,8}") {
-            let mut trie = Trie::default();
-            for (number, text) in texts.iter().enumerate() {
-                let first = texts.iter().position(|t| t == text).unwrap();
-                prop_assert_eq!(*trie.entry(text.as_bytes(), number), first);
+        fn finds_what_comparing_with_each_finds(changes in vec(("[ab.]{0,6}", any::<bool>()), 0..32), wanted in "[abc.]{0,8}") {
+            let (mut trie, mut all) = (Trie::default(), BTreeMap::new());
+            let mut copies = Vec::new();
+            for (number, (text, stays)) in changes.iter().enumerate() {
+                copies.push((trie.clone(), all.clone()));
+                trie.change(text.as_bytes(), |value| *value = stays.then_some(number));
+                if *stays { all.insert(text.clone(), number) } else { all.remove(text) };
             }
-            prop_assert_eq!(trie.is_empty(), texts.is_empty());
-            let mut found = Vec::new();
-            trie.prefixes(wanted.as_bytes(), |length, value| found.push((length, value)));
-            let mut expected: Vec<_> = texts.iter().enumerate()
-                .filter(|(n, t)| wanted.starts_with(t.as_str()) && texts.iter().position(|o| o == *t) == Some(*n))
-                .map(|(n, t)| (t.len(), n)).collect();
-            expected.sort();
-            prop_assert_eq!(found, expected);
+            copies.push((trie, all));
+            for (trie, all) in copies {
+                prop_assert_eq!(trie.is_empty(), all.is_empty());
+                let mut found = Vec::new();
+                trie.prefixes(wanted.as_bytes(), |length, value| found.push((length, *value)));
+                let expected: Vec<_> = all.iter().filter(|(text, _)| wanted.starts_with(text.as_str())).map(|(t, n)| (t.len(), *n)).collect();
+                prop_assert_eq!(found, expected);
+                let mut values = Vec::new();
+                trie.each(|value| values.push(*value));
+                values.sort_unstable();
+                let mut expected: Vec<_> = all.values().copied().collect();
+                expected.sort_unstable();
+                prop_assert_eq!(values, expected);
+            }
         }
     }
 }
