@@ -3,6 +3,7 @@
 mod connections;
 mod first_packet;
 mod http;
+mod http_life;
 mod memory;
 mod names;
 mod programming;
@@ -51,6 +52,8 @@ enum What {
     Names,
     /// B8: CPU per request and answer times of the proxy
     Http,
+    /// Answer times of the proxy while routes, tasks and certificates change, against its own quiet ones
+    HttpLife,
     /// What IPVS costs, in instructions, on a kernel that has it: in QEMU
     Vm,
 }
@@ -59,7 +62,7 @@ pub(crate) use names::echo;
 pub(crate) use vm::{GuestArgs, guest};
 
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
-    let all = [What::FirstPacket, What::Programming, What::Connections, What::Memory, What::Names, What::Http, What::Vm];
+    let all = [What::FirstPacket, What::Programming, What::Connections, What::Memory, What::Names, What::Http, What::HttpLife, What::Vm];
     let wanted = if args.what.is_empty() { all.to_vec() } else { args.what.clone() };
     // A guest has what it needs.
     let is_here = wanted.iter().any(|what| *what != What::Vm);
@@ -86,6 +89,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
             What::Http => {
                 packages::ensure(&["nginx-light", "util-linux"])?;
                 http::run(args.blocks)?;
+            }
+            What::HttpLife => {
+                packages::ensure(&["util-linux"])?;
+                http_life::run(args.blocks)?;
             }
             What::Vm => {
                 let BenchArgs { blocks, rounds, services, tasks, .. } = *args;
