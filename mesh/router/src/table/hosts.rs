@@ -56,8 +56,10 @@ impl Host {
 
 /// `host:8080` and `[::1]:8080` without the port.
 pub(crate) fn without_port(text: &str) -> &str {
-    match text.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) && (!host.contains(':') || host.ends_with(']')) => host,
+    // From the end: hardly any host ends in digits, and few requests name a port.
+    let digits = text.bytes().rev().take_while(u8::is_ascii_digit).count();
+    match text[..text.len() - digits].strip_suffix(':') {
+        Some(host) if !host.contains(':') || host.ends_with(']') => host,
         _ => text,
     }
 }
@@ -208,7 +210,11 @@ impl List {
             }
         };
         match self {
-            Self::One(entry) => search(&[*entry]),
+            Self::One(entry) => {
+                if best.is_none_or(|best| order.is_before(*entry, best)) && test(*entry) {
+                    *best = Some(*entry);
+                }
+            }
             Self::Few(list) => search(list),
             Self::Many(many) => {
                 many.by_path.prefixes(path.as_bytes(), |_, list| search(list));
@@ -324,9 +330,9 @@ impl Default for HostIndex {
 const BEGINNING: u32 = u64::BITS - 5;
 
 impl HostIndex {
-    fn hash_of(&self, name: &str) -> u64 {
+    fn hash_of(&self, name: &[u8]) -> u64 {
         let mut hasher = self.hash.build_hasher();
-        hasher.write(name.as_bytes());
+        hasher.write(name);
         hasher.finish()
     }
 
@@ -379,7 +385,7 @@ impl HostIndex {
     }
 
     fn change_exact(&mut self, text: &str, act: &mut impl FnMut(&mut Option<List>)) {
-        let hash = self.hash_of(text);
+        let hash = self.hash_of(text.as_bytes());
         let state = self.hash.clone();
         let shard = Arc::make_mut(&mut Arc::make_mut(&mut self.exact)[Self::shard_of(hash)]);
         let found = shard.find_entry(hash, |(name, _)| **name == *text);
@@ -411,9 +417,9 @@ impl HostIndex {
     pub(super) fn first(&self, host: &Host, path: &str, order: &impl Order, mut test: impl FnMut(Entry) -> bool) -> Option<u32> {
         let mut best = None;
         let name = host.as_bytes();
-        if let Some(text) = host.as_str() {
-            let hash = self.hash_of(text);
-            if let Some((_, list)) = self.exact[Self::shard_of(hash)].find(hash, |(name, _)| **name == *text) {
+        if !name.is_empty() {
+            let hash = self.hash_of(name);
+            if let Some((_, list)) = self.exact[Self::shard_of(hash)].find(hash, |(known, _)| known.as_bytes() == name) {
                 list.first(path, &mut best, order, &mut test);
             }
         }
@@ -463,6 +469,10 @@ mod tests {
             ("[::1]", "[::1]"),
             ("::1", "::1"),
             ("a:b", "a:b"),
+            ("h2", "h2"),
+            ("h2:80", "h2"),
+            ("a:80:90", "a:80:90"),
+            ("80", "80"),
             (":80", ""),
         ] {
             assert_eq!(without_port(text), host, "{text}");
