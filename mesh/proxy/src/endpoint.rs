@@ -33,9 +33,29 @@ pub struct Endpoint {
 }
 
 /// A namespace on this node from which a network is reached. It changes when the task whose namespace it is goes.
+///
+/// Docker takes the task's addresses away before it ends, and tells nobody at the other end of its connections. So what was
+/// opened there is not used again once it has changed.
 #[derive(Debug, Default)]
 pub struct Foothold {
-    pub sandbox: ArcSwapOption<PathBuf>,
+    sandbox: ArcSwapOption<PathBuf>,
+    /// How often it changed.
+    changes: AtomicU32,
+}
+
+impl Foothold {
+    /// Changes it, if this is another one.
+    pub fn set(&self, sandbox: Option<PathBuf>) {
+        if self.sandbox.load().as_deref() != sandbox.as_ref() {
+            self.sandbox.store(sandbox.map(Arc::new));
+            // Whoever sees the new number sees the new namespace.
+            self.changes.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    pub fn sandbox(&self) -> Option<Arc<PathBuf>> {
+        self.sandbox.load_full()
+    }
 }
 
 /// Opens sockets in namespaces. What it returns is not connected and does not block.
@@ -88,6 +108,11 @@ impl Endpoint {
         let before = self.load.fetch_add(1, Ordering::Relaxed);
         let busy = Busy(Arc::clone(self));
         most.is_none_or(|most| before < most).then_some(busy)
+    }
+
+    /// Stands for the namespace that connections are opened in now: what was opened under another number is on its way out.
+    pub fn footing(&self) -> u32 {
+        self.foothold.as_ref().map_or(0, |foothold| foothold.changes.load(Ordering::Acquire))
     }
 
     pub fn is_gone(&self) -> bool {

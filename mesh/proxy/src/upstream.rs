@@ -73,7 +73,11 @@ impl fmt::Debug for Upstreams {
     }
 }
 
-type Shared = (Arc<Endpoint>, http2::SendRequest<RequestBody>);
+struct Shared {
+    endpoint: Arc<Endpoint>,
+    sender: http2::SendRequest<RequestBody>,
+    footing: u32,
+}
 
 struct Idle {
     lease: Lease,
@@ -83,6 +87,8 @@ struct Idle {
 /// A connection that is one request's for now.
 pub(crate) struct Lease {
     endpoint: Arc<Endpoint>,
+    /// Where it was opened.
+    footing: u32,
     sender: Sender,
     /// It has carried a request before: the backend may be about to close it.
     pub(crate) is_reused: bool,
@@ -150,35 +156,40 @@ impl Upstreams {
     }
 
     async fn open(&self, endpoint: &Arc<Endpoint>, wanted: &Wanted<'_>, is_private: bool) -> Result<Lease, ConnectError> {
+        // Before the connection: one that is opened while this changes counts as opened before.
+        let footing = endpoint.footing();
         let stream = self.connect(endpoint, wanted).await?;
         let sender = match &endpoint.tls {
-            None if endpoint.protocol == BackendProtocol::H2c => Sender::Http2(self.handshake2(endpoint, stream, is_private).await?),
+            None if endpoint.protocol == BackendProtocol::H2c => {
+                Sender::Http2(self.handshake2(endpoint, footing, stream, is_private).await?)
+            }
             None => Sender::Http1(self.handshake1(stream).await?),
             Some(how) => {
                 let stream = self.secure(endpoint, how, stream, wanted).await?;
                 if tls::is_http2(stream.get_ref().1) {
-                    Sender::Http2(self.handshake2(endpoint, stream, is_private).await?)
+                    Sender::Http2(self.handshake2(endpoint, footing, stream, is_private).await?)
                 } else {
                     Sender::Http1(self.handshake1(stream).await?)
                 }
             }
         };
-        Ok(Lease { endpoint: Arc::clone(endpoint), sender, is_reused: false, is_private })
+        Ok(Lease { endpoint: Arc::clone(endpoint), footing, sender, is_reused: false, is_private })
     }
 
     async fn idle(&self, endpoint: &Arc<Endpoint>) -> Option<Lease> {
         if endpoint.protocol != BackendProtocol::Http1 {
-            let held = self.http2.borrow().get(&endpoint.id).filter(|(_, s)| !s.is_closed()).map(|(e, s)| (Arc::clone(e), s.clone()));
-            if let Some((endpoint, mut sender)) = held
+            let held = self.http2.borrow().get(&endpoint.id).filter(|shared| shared.is_usable()).map(|shared| shared.sender.clone());
+            if let Some(mut sender) = held
                 && sender.ready().await.is_ok()
             {
-                return Some(Lease { endpoint, sender: Sender::Http2(sender), is_reused: true, is_private: false });
+                let (endpoint, footing) = (Arc::clone(endpoint), endpoint.footing());
+                return Some(Lease { endpoint, footing, sender: Sender::Http2(sender), is_reused: true, is_private: false });
             }
         }
         loop {
             // The last one in is the one that is least likely to be closed.
             let mut idle = self.http1.borrow_mut().get_mut(&endpoint.id)?.pop()?;
-            let usable = idle.since.elapsed() < self.idle_time && idle.lease.is_ready().await;
+            let usable = idle.since.elapsed() < self.idle_time && idle.lease.leads_there() && idle.lease.is_ready().await;
             if usable {
                 return Some(idle.lease);
             }
@@ -192,7 +203,7 @@ impl Upstreams {
             Sender::Http1(sender) => sender.is_closed(),
             Sender::Http2(_) => true,
         };
-        if closed || lease.is_private || lease.endpoint.is_gone() {
+        if closed || lease.is_private || !lease.leads_there() {
             return;
         }
         let mut all = self.http1.borrow_mut();
@@ -205,10 +216,10 @@ impl Upstreams {
     /// Closes what has been idle for too long, and what leads to backends that are gone.
     pub(crate) fn sweep(&self, now: Instant) {
         self.http1.borrow_mut().retain(|_, idle| {
-            idle.retain(|i| !i.lease.endpoint.is_gone() && now.saturating_duration_since(i.since) < self.idle_time);
+            idle.retain(|i| i.lease.leads_there() && now.saturating_duration_since(i.since) < self.idle_time);
             !idle.is_empty()
         });
-        self.http2.borrow_mut().retain(|_, (endpoint, sender)| !endpoint.is_gone() && !sender.is_closed());
+        self.http2.borrow_mut().retain(|_, shared| !shared.endpoint.is_gone() && shared.is_usable());
     }
 
     /// A connected TCP stream, without anything said on it.
@@ -235,7 +246,7 @@ impl Upstreams {
 
     async fn connect_to(&self, endpoint: &Endpoint, to: SocketAddr) -> Result<TcpStream, ConnectError> {
         let sandbox = match &endpoint.foothold {
-            Some(foothold) => Some(foothold.sandbox.load_full().ok_or(ConnectError::NoFoothold)?),
+            Some(foothold) => Some(foothold.sandbox().ok_or(ConnectError::NoFoothold)?),
             None => None,
         };
         let socket = self.dialer.socket(sandbox.as_ref().map(|p| p.as_path()), to).map_err(ConnectError::Socket)?;
@@ -274,6 +285,7 @@ impl Upstreams {
     async fn handshake2<S>(
         &self,
         endpoint: &Arc<Endpoint>,
+        footing: u32,
         stream: S,
         is_private: bool,
     ) -> Result<http2::SendRequest<RequestBody>, ConnectError>
@@ -288,7 +300,8 @@ impl Upstreams {
             let _ = connection.await;
         });
         if !is_private {
-            self.http2.borrow_mut().insert(endpoint.id, (Arc::clone(endpoint), sender.clone()));
+            let shared = Shared { endpoint: Arc::clone(endpoint), sender: sender.clone(), footing };
+            self.http2.borrow_mut().insert(endpoint.id, shared);
         }
         Ok(sender)
     }
@@ -315,7 +328,18 @@ fn leads_elsewhere(address: IpAddr) -> bool {
     }
 }
 
+impl Shared {
+    fn is_usable(&self) -> bool {
+        !self.sender.is_closed() && self.footing == self.endpoint.footing()
+    }
+}
+
 impl Lease {
+    /// Its backend is there, and so is the namespace that it was opened in.
+    fn leads_there(&self) -> bool {
+        !self.endpoint.is_gone() && self.footing == self.endpoint.footing()
+    }
+
     async fn is_ready(&mut self) -> bool {
         match &mut self.sender {
             Sender::Http1(sender) => sender.ready().await.is_ok(),

@@ -46,6 +46,23 @@ fn requests_of_many_clients_share_few_connections_to_a_backend() {
     }
 }
 
+/// What was opened in a namespace ends with it, and nobody says so.
+#[test]
+fn connections_are_used_again_only_while_the_network_is_reached_from_where_they_were_opened() {
+    let mut stage = stage();
+    stage.stand_in("first");
+    let mut stage = stage.service("web", 1, who).route(Match::host("a"), "web", |_| {});
+    let mut client = stage.connect();
+    for (sandbox, connections) in [("first", 1), ("first", 1), ("second", 2), ("second", 2), ("first", 3)] {
+        stage.stand_in(sandbox);
+        for _ in 0..3 {
+            client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+            assert_eq!(client.answer().unwrap().status, 200);
+        }
+        assert_eq!(stage.backends["web"][0].connections.load(std::sync::atomic::Ordering::Relaxed), connections, "by {sandbox}");
+    }
+}
+
 /// Who balances a VIP sees connections, so that two requests on one would go to the same task.
 #[test]
 fn each_request_to_a_vip_has_a_connection_of_its_own() {

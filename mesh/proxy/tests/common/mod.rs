@@ -15,7 +15,11 @@ use std::{
 };
 
 use swarmesh_model::{NetworkId, TaskId};
-use swarmesh_proxy::{Config, Proxy, endpoint::OwnNamespace, routing::Switchboard};
+use swarmesh_proxy::{
+    Config, Proxy,
+    endpoint::{Dialer, OwnNamespace},
+    routing::Switchboard,
+};
 use swarmesh_router::{
     Route,
     model::{
@@ -23,9 +27,9 @@ use swarmesh_router::{
     },
 };
 
-/// Services and the loopback addresses of their tasks.
+/// Services and the loopback addresses of their tasks, and the network that all of them are in, if it is one.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Services(pub(crate) HashMap<String, Vec<IpAddr>>);
+pub(crate) struct Services(pub(crate) HashMap<String, Vec<IpAddr>>, Option<NetworkId>);
 
 impl Tasks for Services {
     /// As if the first task were all of the service.
@@ -43,7 +47,17 @@ impl Tasks for Services {
     }
 
     fn network(&self, _: &str, _: Option<&NetworkId>) -> Option<NetworkId> {
-        None
+        self.1.clone()
+    }
+}
+
+/// Finds all networks where the process is, whatever they are to be reached from.
+#[derive(Debug)]
+struct Everywhere;
+
+impl Dialer for Everywhere {
+    fn socket(&self, _: Option<&std::path::Path>, to: SocketAddr) -> std::io::Result<socket2::Socket> {
+        OwnNamespace.socket(None, to)
     }
 }
 
@@ -280,7 +294,7 @@ impl Stage {
 
     fn start(here: IpAddr, config: Config) -> Self {
         let switchboard = Switchboard::new(&config);
-        let proxy = Proxy::start(config, Arc::new(OwnNamespace)).unwrap();
+        let proxy = Proxy::start(config, Arc::new(Everywhere)).unwrap();
         Self {
             proxy: Some(proxy),
             switchboard,
@@ -298,6 +312,13 @@ impl Stage {
             self.backends.entry(name.to_owned()).or_default().push(backend);
         }
         self
+    }
+
+    /// From now on, services are in a network that is reached from this namespace.
+    pub(crate) fn stand_in(&mut self, sandbox: &str) {
+        let network = NetworkId::from("network");
+        self.switchboard.set_foothold(&network, Some(sandbox.into()));
+        self.services.1 = Some(network);
     }
 
     /// Where the next backend can listen.
