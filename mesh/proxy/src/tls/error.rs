@@ -84,7 +84,7 @@ impl CertificateError {
         match (&self.reason, &self.place) {
             (Reason::Name, _) => "give a name without / that is neither . nor ..",
             (Reason::Missing, Place::Secret(_)) => {
-                "give the secret to the service that the agent runs as, or put it in the secrets directory"
+                "give the secret to the service that hands secrets on to this node's agent, or put it in the secrets directory"
             }
             (Reason::Missing, Place::File(_)) => "put the file into the node's directory of certificates",
             (Reason::Missing | Reason::Read(_) | Reason::NotAFile, _) => "see that it is a file and that the agent may read it",
