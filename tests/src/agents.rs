@@ -96,11 +96,11 @@ pub fn whoami<'a>(image: &'a str, name: &'a str, options: &[&'a str]) -> Vec<&'a
     words
 }
 
-/// The image that [`whoami`] needs: the program, and a busybox to look around with.
+/// The image that [`whoami`] needs: the program, which runs as that server unless told else, and a busybox to look around with.
 pub fn import_image(lab: &DockerLab, program: &Path, tag: &str) -> Result<()> {
     let root = crate::dockerlab::Rootfs::new(lab.work().join("whoami"))?;
     root.program(program, "swarmesh")?;
     root.busybox(&["sh", "ip", "nc", "nslookup", "ping", "ps", "sleep", "wget"])?;
-    lab.import_image(tag, root.path())?;
+    lab.import_image_with(tag, root.path(), &[r#"CMD ["/bin/swarmesh", "whoami"]"#])?;
     Ok(fs::remove_dir_all(root.path())?)
 }

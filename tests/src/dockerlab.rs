@@ -231,6 +231,16 @@ impl DockerLab {
         command
     }
 
+    /// As [`Self::command_in_client`], for what starts processes of its own: they end with the lab at the latest.
+    pub fn lasting_command_in_client(&self, client: usize) -> Result<Command> {
+        let cgroup = cleanup::cgroup(&self.prefix)?.join(format!("client{client}"));
+        fs::create_dir_all(&cgroup).with_context(|| format!("cannot create cgroup {}", cgroup.display()))?;
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(cgroup.join("cgroup.procs"));
+        command.arg("nsenter").arg(format!("--net=/run/netns/{}", self.client_netns(client))).arg("--");
+        Ok(command)
+    }
+
     /// A command that runs in a node's namespaces; add arguments, environment, input and output as usual. The process
     /// id is the program's own, and the program ends with the lab at the latest.
     pub fn command_in_node(&self, node: usize, program: &str) -> Result<Command> {
@@ -258,17 +268,40 @@ impl DockerLab {
 
     /// Imports a directory as an image into every node. What runs in it must be in it: see [`Rootfs`].
     pub fn import_image(&self, tag: &str, rootfs: &Path) -> Result<()> {
+        self.import_image_with(tag, rootfs, &[])
+    }
+
+    /// As [`Self::import_image`], with lines of a Dockerfile, such as `CMD …`.
+    pub fn import_image_with(&self, tag: &str, rootfs: &Path, lines: &[&str]) -> Result<()> {
         let tar = self.work.join("image.tar");
         output(Command::new("tar").arg("-C").arg(rootfs).arg("-cf").arg(&tar).arg("."))?;
         let tar = tar.to_str().context("the lab's directory is not text")?;
+        let mut words = vec!["import"];
+        lines.iter().for_each(|line| words.extend(["--change", line]));
+        words.extend([tar, tag]);
+        let words = &words;
         thread::scope(|scope| {
-            let imports: Vec<_> = (0..self.nodes.len()).map(|node| scope.spawn(move || self.docker(node, &["import", tar, tag]))).collect();
+            let imports: Vec<_> = (0..self.nodes.len()).map(|node| scope.spawn(move || self.docker(node, words))).collect();
             imports.into_iter().try_for_each(|import| match import.join() {
                 Ok(result) => result.map(drop),
                 Err(_) => bail!("an import of {tag} panicked"),
             })
         })?;
         Ok(fs::remove_file(tar)?)
+    }
+
+    /// Gives an image further names on every node.
+    pub fn name_image(&self, tag: &str, names: &[&str]) -> Result<()> {
+        for node in 0..self.nodes.len() {
+            let mut command = Command::new("curl");
+            command.args(["--silent", "--show-error", "--fail", "--request", "POST", "--unix-socket"]).arg(self.socket(node));
+            command.args(names.iter().map(|name| {
+                let (repository, tag_of) = name.split_once(':').unwrap_or((name, "latest"));
+                format!("http://engine/images/{tag}/tag?repo={repository}&tag={tag_of}")
+            }));
+            output(&mut command).with_context(|| format!("naming {tag} on {}", node_name(node)))?;
+        }
+        Ok(())
     }
 
     /// Starts a node's engine, which must not be running.

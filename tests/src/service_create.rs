@@ -45,6 +45,16 @@ pub fn service(command: &str, ports: &str) -> Result<String> {
     Ok(format!("    {name}: {service}\n"))
 }
 
+/// The command's own options and image, for an engine that is to make the service.
+pub fn options(command: &str) -> Result<Vec<String>> {
+    let words = words(command)?;
+    let own = words
+        .strip_prefix(&["docker", "service", "create"].map(str::to_owned))
+        .with_context(|| format!("not a docker service create: {command}"))?;
+    // Whoever makes several does not wait for each.
+    Ok(own.iter().filter(|word| *word != "--detach=false").cloned().collect())
+}
+
 /// As a shell takes a command apart: quotes, and backslashes before what they protect.
 fn words(command: &str) -> Result<Vec<String>> {
     let mut words = Vec::new();
@@ -96,6 +106,14 @@ mod tests {
         assert_eq!(service["deploy"]["labels"]["com.df.reqRepSearch"], r"^([^\ ]*)\ /something/(.*)$$");
         assert_eq!(service["environment"], json!({"METADATA": "demo sticky", "WHOAMI_TCP": "8080"}));
         assert_eq!(service["ports"], json!(["8000"]));
+    }
+
+    #[test]
+    fn a_printed_command_is_taken_apart_for_an_engine() {
+        let taken =
+            options("docker service create \\\n --name demo --detach=false --env METADATA=\"demo sticky\" ehazlett/docker-demo").unwrap();
+        assert_eq!(taken, ["--name", "demo", "--env", "METADATA=demo sticky", "ehazlett/docker-demo"]);
+        assert!(options("docker run x").is_err());
     }
 
     #[test]

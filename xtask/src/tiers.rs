@@ -33,6 +33,9 @@ const NETNS_PACKAGES: [&str; 13] = [
     "gcc",
 ];
 
+/// The engine, and a browser with what drives it.
+const SWARM_PACKAGES: [&str; 3] = ["docker.io", "chromium", "chromium-driver"];
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Tier {
     /// Formatting, lints, and every test that needs no privilege
@@ -63,7 +66,7 @@ pub(crate) fn run(tier: Option<Tier>, filter: &[String]) -> Result<()> {
                 nextest("netns", NETNS, filter)?;
             }
             Tier::Swarm => {
-                packages::ensure(&[&NETNS_PACKAGES[..], &["docker.io"]].concat())?;
+                packages::ensure(&[&NETNS_PACKAGES[..], &SWARM_PACKAGES].concat())?;
                 nextest("swarm", SWARM, filter)?;
             }
             Tier::Vm => vm::run(&vm::VmArgs::tier(filter))?,
