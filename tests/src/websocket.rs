@@ -1,7 +1,7 @@
 //! A WebSocket client (RFC 6455) for `swarmesh whoami`, which greets and then sends every message back.
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader, ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
     path::Path,
     time::Duration,
@@ -59,6 +59,17 @@ impl WebSocket {
         let answer = self.receive()?;
         ensure!(answer == text, "unexpected answer {answer:.100?}");
         Ok(())
+    }
+
+    /// Whether the other side ends it while nobody says anything.
+    pub fn ends_within(&mut self, time: Duration) -> Result<bool> {
+        self.stream.get_ref().set_read_timeout(Some(patient(time)))?;
+        match self.receive() {
+            Ok(text) => bail!("it says {text:.100?}"),
+            Err(error) => {
+                Ok(!error.downcast_ref::<std::io::Error>().is_some_and(|e| matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)))
+            }
+        }
     }
 
     fn receive(&mut self) -> Result<String> {

@@ -20,7 +20,7 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use swarmesh_router::model::{BackendProtocol, BackendTls, Upstream};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -35,6 +35,12 @@ use crate::{
     http::body::RequestBody,
     tls::{self, UpstreamTls, UpstreamTlsError},
 };
+
+/// A connection that is silent for so long is asked whether its other end is there, and ends if nothing answers: where a foothold
+/// went, or a node without its FIN, a tunnel would be waited on for its whole idle time.
+const SILENT: Duration = Duration::from_secs(10);
+const PROBE: Duration = Duration::from_secs(5);
+const PROBES: u32 = 2;
 
 /// Why there is no connection to a backend.
 #[derive(Debug, thiserror::Error)]
@@ -251,6 +257,8 @@ impl Upstreams {
         };
         let socket = self.dialer.socket(sandbox.as_ref().map(|p| p.as_path()), to).map_err(ConnectError::Socket)?;
         socket.set_tcp_nodelay(true).map_err(ConnectError::Socket)?;
+        let probes = TcpKeepalive::new().with_time(SILENT).with_interval(PROBE).with_retries(PROBES);
+        socket.set_tcp_keepalive(&probes).map_err(ConnectError::Socket)?;
         TcpSocket::from_std_stream(socket.into()).connect(to).await.map_err(ConnectError::Connect)
     }
 

@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use swarmesh_tests::{
     certificates::serial,
     http::{Answer, node, none_failed},
@@ -506,6 +507,30 @@ const ROWS: &[Row<Site>] = &[
         for socket in &mut sockets {
             let talks = socket.say("still there?").is_ok();
             ensure!(talks == (socket.task == stays), "{}: talks: {talks}, {stays} stays", socket.task);
+        }
+        Ok(())
+    }),
+    ("L5 a WebSocket ends when the namespace goes by which its network is reached; others take its place at once", |site| {
+        site.deploy(&ROLLING.replace("replicas: 6", "replicas: 3"), "", &[])?;
+        let mut sockets = Vec::new();
+        for _ in 0..6 {
+            sockets.push(site.client.websocket(0, "rolling.local", "/")?);
+        }
+        let plan: Value = serde_json::from_str(&site.lab.api(NODES[0], "/v1/plan")?.1)?;
+        let snapshot = site.lab.snapshot()?;
+        let footholds = plan["routes"]["footholds"].as_object().context("no footholds in the plan")?.clone();
+        let all = snapshot["tasks"].as_array().context("no tasks")?;
+        let foothold = all.iter().find(|t| footholds.values().any(|name| *name == t["sandbox"])).context("no task is the foothold")?;
+        let name = foothold["name"].as_str().context("it has no name")?;
+        site.lab.lab(&["kill", name])?;
+        site.lab.wait(&format!("{name} is no foothold any more"), || {
+            let plan: Value = serde_json::from_str(&site.lab.api(NODES[0], "/v1/plan")?.1)?;
+            Ok(plan["routes"]["footholds"].as_object().is_some_and(|now| *now != footholds))
+        })?;
+        site.client.websocket(0, "rolling.local", "/")?.say("anew")?;
+        for mut socket in sockets {
+            let start = Instant::now();
+            ensure!(socket.ends_within(Duration::from_secs(40))?, "{}: the client still waits after {:?}", socket.task, start.elapsed());
         }
         Ok(())
     }),
