@@ -21,12 +21,12 @@ use swarmesh_tests::{
     certificates::serial,
     dockerlab::residue,
     http::{node, none_failed},
-    load::field,
+    load::{Load, field},
     printed::DEFAULT_HOST,
     rows::{Row, run},
 };
 
-use crate::swarm::{NODES, PREFIX, Swarm};
+use crate::swarm::{FLOW_PROXY, NODES, PREFIX, Swarm};
 
 fn evenly(turns: &BTreeMap<String, usize>, tasks: usize, each: usize) -> Result<()> {
     ensure!(turns.len() == tasks && turns.values().all(|n| *n == each), "not {each} for each of {tasks}: {turns:?}");
@@ -130,7 +130,17 @@ const ROWS: &[Row<Swarm>] = &[
         swarm.docker(&["secret", "create", "demo.local.key.2", &key])?;
         let load = swarm.client.load("demo.local")?;
         let update = ["service", "update", "--quiet", "--detach", "--no-resolve-image"];
-        let given = ["--secret-add", "demo.local.cert.2", "--secret-add", "demo.local.key.2", "--update-monitor", "500ms", "edge"];
+        let given = [
+            "--secret-add",
+            "demo.local.cert.2",
+            "--secret-add",
+            "demo.local.key.2",
+            "--update-monitor",
+            "500ms",
+            "--update-parallelism",
+            "3",
+            "edge",
+        ];
         swarm.docker(&[&update[..], &given].concat())?;
         swarm.wait("the proxy's own service is replaced on every node", 60, || {
             let edge = swarm.lab.api(0, "/services/edge")?;
@@ -215,6 +225,33 @@ const ROWS: &[Row<Swarm>] = &[
         }
         Ok(())
     }),
+    ("DFP5 users from one of Docker's secrets: 401 without, 200 with", |swarm| {
+        for index in 0..NODES {
+            let url = format!("http://{}/guarded/x", node(index));
+            let answer = swarm.client.curl(&[&url])?;
+            answer.is(401)?;
+            ensure!(answer.header("www-authenticate").is_some_and(|v| v.starts_with("Basic realm=")), "{answer:?}");
+            swarm.client.curl(&["-u", "observer:password", &url])?.is_of("guarded")?;
+            swarm.client.curl(&["-u", "observer:other", &url])?.is(401)?;
+        }
+        Ok(())
+    }),
+    ("DFP8 a certificate is put to each node's API: https fails before, and works after", |swarm| {
+        let name = "my-domain.com";
+        let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-addext", "subjectAltName=DNS:my-domain.com"];
+        let (certificate, key) = swarm.certificates.of(name, name, &key)?;
+        let both = swarm.lab.work().join("my-domain.com.pem");
+        fs::write(&both, fs::read_to_string(&certificate)? + &fs::read_to_string(&key)?)?;
+        let (body, url) =
+            (format!("@{}", both.display()), format!("http://{FLOW_PROXY}/v1/docker-flow-proxy/cert?certName=my-domain.com.pem"));
+        for index in 0..NODES {
+            ensure!(swarm.client.certificate(index, name, "serial").is_err(), "n{} has a certificate already", index + 1);
+            swarm.node(index).curl(&["-XPUT", "--data-binary", &body, &url])?.is(200)?;
+            swarm.client.ask_tls(index, name, 443, "/demo/other")?.is_of("two-domains")?;
+            ensure!(swarm.client.certificate(index, name, "serial")? == serial(&certificate)?, "another one");
+        }
+        Ok(())
+    }),
     ("IL10 a default host answers for what nobody has", |swarm| {
         swarm.create(DEFAULT_HOST, "8080")?;
         swarm.settled()?;
@@ -237,12 +274,30 @@ const ROWS: &[Row<Swarm>] = &[
     }),
     ("L2 scaled 6 to 2 to 6, 50 requests a second through all nodes: 0 failed", |swarm| {
         let load = swarm.client.load("rolling.local")?;
+        has_heard(swarm, &load, 6)?;
         for count in ["2", "6"] {
             swarm.docker(&["service", "scale", "--detach", &format!("rolling={count}")])?;
             swarm.settled()?;
         }
-        // The six of before, two of them to the end, and four new ones.
-        swarm.wait("ten tasks have answered", 10, || Ok(load.so_far().tasks.len() == 10))?;
+        has_heard(swarm, &load, 10)?;
+        none_failed(load)
+    }),
+    ("L3 from task to vip mode, and scaled 6 to 2 to 6 there, 50 requests a second through all nodes: 0 failed", |swarm| {
+        let load = swarm.client.load("rolling.local")?;
+        has_heard(swarm, &load, 6)?;
+        let update = ["service", "update", "--quiet", "--detach", "--no-resolve-image"];
+        swarm.docker(&[&update[..], &["--label-add", "com.docker.lb.backend_mode=vip", "rolling"]].concat())?;
+        let vip = format!("{}:8080", swarm.lab.vip("rolling", "demo")?);
+        swarm.wait("every node leads to the VIP", 10, || {
+            Ok((0..NODES).all(|index| {
+                swarm.client.ask(index, "rolling.local", "/").is_ok_and(|answer| answer.header("x-upstream-addr") == Some(&vip))
+            }))
+        })?;
+        for count in ["2", "6"] {
+            swarm.docker(&["service", "scale", "--detach", &format!("rolling={count}")])?;
+            swarm.settled()?;
+        }
+        has_heard(swarm, &load, 10)?;
         none_failed(load)
     }),
     ("HRM2 in chromium: a session stays with its task; without its cookie, and in another profile, others answer", |swarm| {
@@ -294,6 +349,15 @@ const ROWS: &[Row<Swarm>] = &[
         Ok(())
     }),
 ];
+
+/// Waits until so many tasks have answered a load: those of before a change, and then new ones.
+fn has_heard(swarm: &Swarm, load: &Load, tasks: usize) -> Result<()> {
+    swarm.wait(&format!("{tasks} tasks have answered"), 10, || {
+        let heard = load.so_far().tasks;
+        ensure!(heard.len() >= tasks, "{heard:?}");
+        Ok(true)
+    })
+}
 
 /// Logs in, and loads the page five times more: the one task that answered all of it.
 fn session(browser: &Browser<'_>) -> Result<String> {

@@ -47,6 +47,8 @@ const IDENTITY: [(&str, &str); 3] =
     [("WHOAMI_TASK", "{{.Task.Name}}"), ("WHOAMI_NODE", "{{.Node.Hostname}}"), ("WHOAMI_SERVICE", "{{.Service.Name}}")];
 /// Where the nodes' agents find secrets. Docker gives them to tasks alone, so the proxy's own service hands them on.
 const SECRETS: &str = "/run/swarmesh/secrets";
+/// Where each node answers Docker Flow Proxy's calls.
+pub(crate) const FLOW_PROXY: &str = "127.0.0.1:8081";
 /// As docs/routes.md has it.
 const HAND_ON: &str = r#"
 trap exit TERM
@@ -86,7 +88,7 @@ impl Swarm {
         let start = Instant::now();
         let lab = DockerLab::up(PREFIX, NODES, NODES)?;
         let config = lab.work().join("swarmesh.toml");
-        fs::write(&config, format!("[router]\nsecrets = {SECRETS:?}\n"))?;
+        fs::write(&config, format!("[router]\nsecrets = {SECRETS:?}\n[flow-proxy]\napi = {FLOW_PROXY:?}\n"))?;
         let config = format!("--config={}", config.display());
         let agents = Agents::new(&lab, &program())?.with_options(&["--http=0.0.0.0:80", "--https=0.0.0.0:443,0.0.0.0:8443", &config]);
         agents::import_image(&lab, agents.program(), IMAGE)?;
@@ -118,11 +120,17 @@ impl Swarm {
         self.docker(&["secret", "create", "demo.local.cert", &certificate])?;
         self.docker(&["secret", "create", "demo.local.key", &key])?;
         self.docker(&["secret", "create", "pass.local.pem", &self.certificates.pem("pass.local")?])?;
+        let users = self.lab.work().join("users");
+        fs::write(&users, "observer:password\n")?;
+        self.docker(&["secret", "create", "dfp_users_monitoring", &users.to_string_lossy()])?;
         // The proxy's own service of the documents: it is on its networks, on every node.
         let mut edge = vec!["service", "create", "--quiet", "--detach", "--no-resolve-image", "--name", "edge", "--mode", "global"];
         edge.extend(["--network", "ucp-hrm", "--network", "demo", "--network", "proxy"]);
         let mount = format!("type=bind,source={SECRETS},destination=/agent");
-        edge.extend(["--secret", "demo.local.cert", "--secret", "demo.local.key", "--mount", &mount, IMAGE, "/bin/sh", "-c", HAND_ON]);
+        for secret in ["demo.local.cert", "demo.local.key", "dfp_users_monitoring"] {
+            edge.extend(["--secret", secret]);
+        }
+        edge.extend(["--mount", &mount, IMAGE, "/bin/sh", "-c", HAND_ON]);
         self.docker(&edge)?;
 
         let session = Stack {
@@ -168,6 +176,7 @@ impl Swarm {
         self.create(&go_demo("--label com.df.servicePath=/demo/hello,/demo/person"), "8080")?;
         for (name, more) in [
             ("two-domains", "--label com.df.servicePath=/demo --label com.df.serviceDomain=my-domain.com,my-other-domain.com"),
+            ("guarded", "--label com.df.servicePath=/guarded --label com.df.usersSecret=monitoring"),
             ("wildcard", "--label com.df.servicePath=/demo --label com.df.serviceDomain=*domain.org"),
             ("rewritten", &format!("--label com.df.servicePath=/something {}", REWRITTEN[0])),
             ("replaced", &format!("--label com.df.servicePath=/anything {}", REWRITTEN[1].replace("/something/", "/anything/"))),
@@ -254,9 +263,13 @@ impl Swarm {
 
     /// What an agent's admin API answers with 200.
     pub(crate) fn admin(&self, node: usize, path: &str) -> Result<Value> {
-        let place = Client::new(Path::new("/run/netns").join(self.lab.node_netns(node)));
         let url = format!("http://127.0.0.1:9790{path}");
-        Ok(serde_json::from_str(&place.run(&["curl", "--silent", "--show-error", "--fail", "--max-time", "10", &url])?)?)
+        Ok(serde_json::from_str(&self.node(node).run(&["curl", "--silent", "--show-error", "--fail", "--max-time", "10", &url])?)?)
+    }
+
+    /// Asks from a node.
+    pub(crate) fn node(&self, node: usize) -> Client {
+        Client::new(Path::new("/run/netns").join(self.lab.node_netns(node)))
     }
 
     /// Polls until `done`.
