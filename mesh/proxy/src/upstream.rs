@@ -241,8 +241,13 @@ impl Upstreams {
             Err(failed.unwrap_or_else(|| ConnectError::Name(io::ErrorKind::NotFound.into())))
         };
         let mut stream = timeout(wanted.connect_time, connecting).await.map_err(|_| ConnectError::TimedOut(wanted.connect_time))??;
+        let socket = SockRef::from(&stream);
         if wanted.once {
-            SockRef::from(&stream).set_linger(Some(Duration::ZERO)).map_err(ConnectError::Socket)?;
+            socket.set_linger(Some(Duration::ZERO)).map_err(ConnectError::Socket)?;
+        } else {
+            // One request has times of its own.
+            let probes = TcpKeepalive::new().with_time(SILENT).with_interval(PROBE).with_retries(PROBES);
+            socket.set_tcp_keepalive(&probes).map_err(ConnectError::Socket)?;
         }
         if let Some(preface) = &wanted.preface {
             tokio::io::AsyncWriteExt::write_all(&mut stream, preface).await.map_err(ConnectError::Connect)?;
@@ -257,8 +262,6 @@ impl Upstreams {
         };
         let socket = self.dialer.socket(sandbox.as_ref().map(|p| p.as_path()), to).map_err(ConnectError::Socket)?;
         socket.set_tcp_nodelay(true).map_err(ConnectError::Socket)?;
-        let probes = TcpKeepalive::new().with_time(SILENT).with_interval(PROBE).with_retries(PROBES);
-        socket.set_tcp_keepalive(&probes).map_err(ConnectError::Socket)?;
         TcpSocket::from_std_stream(socket.into()).connect(to).await.map_err(ConnectError::Connect)
     }
 
