@@ -78,6 +78,8 @@ pub(crate) fn run(tier: Option<Tier>, filter: &[String]) -> Result<()> {
 fn unit(filter: &[String]) -> Result<()> {
     packages::ensure(&UNIT_PACKAGES)?;
     execute(cargo().args(["fmt", "--all", "--check"]))?;
+    // A workspace of its own. Its lints would build all of pingora: whoever changes it looks at them.
+    execute(cargo().args(["fmt", "--manifest-path", "xtask/peers/pingora/Cargo.toml", "--check"]))?;
     execute(cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"]))?;
     nextest("default", UNIT, filter)
 }

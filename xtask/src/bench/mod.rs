@@ -7,6 +7,7 @@ mod http_life;
 mod memory;
 mod names;
 mod programming;
+mod routing;
 mod stats;
 mod swarm;
 mod vm;
@@ -14,6 +15,7 @@ mod vm;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
+use self::http::proxy::Scheme;
 use crate::{packages, run::say, vm::Series};
 
 #[derive(Args)]
@@ -50,13 +52,24 @@ enum What {
     Memory,
     /// B7: CPU per query and answer times of the resolver
     Names,
-    /// B8: CPU per request and answer times of the proxy
+    /// B8: CPU per request and answer times of the proxy, beside others
     Http,
     /// Answer times of the proxy while routes, tasks and certificates change, against its own quiet ones
     HttpLife,
+    /// B8 over TLS, and B10: new TLS connections
+    Https,
+    /// B10: memory per idle connection of the proxy and of others
+    Idle,
+    /// B9: the slowest answers at 60 % of what HAProxy can carry
+    Tail,
+    /// What it costs in the proxy to find a request's route
+    Routing,
     /// What IPVS costs, in instructions, on a kernel that has it: in QEMU
     Vm,
 }
+
+/// The peers, and what pingora is built with.
+const PROXIES: [&str; 5] = ["nginx-light", "caddy", "util-linux", "cmake", "gcc"];
 
 pub(crate) use names::echo;
 pub(crate) use vm::{GuestArgs, guest};
@@ -64,6 +77,7 @@ pub(crate) use vm::{GuestArgs, guest};
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let all = [What::FirstPacket, What::Programming, What::Connections, What::Memory, What::Names, What::Http, What::HttpLife, What::Vm];
     let wanted = if args.what.is_empty() { all.to_vec() } else { args.what.clone() };
+    let wanted = if args.what.is_empty() { What::value_variants().to_vec() } else { args.what.clone() };
     // A guest has what it needs.
     let is_here = wanted.iter().any(|what| *what != What::Vm);
     if is_here && !nix::unistd::geteuid().is_root() {
@@ -87,8 +101,26 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
                 names::run(args.blocks, args.services)?;
             }
             What::Http => {
-                packages::ensure(&["nginx-light", "util-linux"])?;
-                http::run(args.blocks)?;
+                packages::ensure(&PROXIES)?;
+                http::keep_alive(Scheme::Http, args.blocks)?;
+            }
+            What::Https => {
+                packages::ensure(&PROXIES)?;
+                http::keep_alive(Scheme::Https, args.blocks)?;
+                http::handshakes(args.blocks)?;
+            }
+            What::Idle => {
+                packages::ensure(&PROXIES)?;
+                // Memory is no matter of luck.
+                http::idle::run(args.blocks.min(5))?;
+            }
+            What::Tail => {
+                packages::ensure(&PROXIES)?;
+                http::tail::run(args.blocks)?;
+            }
+            What::Routing => {
+                packages::ensure(&["valgrind"])?;
+                routing::run(args.blocks)?;
             }
             What::HttpLife => {
                 packages::ensure(&["util-linux"])?;

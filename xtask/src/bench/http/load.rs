@@ -2,22 +2,25 @@
 
 use std::{
     collections::VecDeque,
-    io::{ErrorKind, Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use nix::sys::{
     epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
     time::TimeSpec,
     timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
 };
+use rustls::ClientConfig;
 
+use super::link::Link;
 use crate::bench::stats::Random;
 
 pub(super) struct Load {
     pub(super) to: SocketAddr,
+    pub(super) tls: Option<Arc<ClientConfig>>,
     pub(super) headers: &'static str,
     /// `h0.example` and so on, asked for at random.
     pub(super) hosts: u32,
@@ -37,13 +40,9 @@ const TIMER: u64 = u64::MAX;
 /// An answer that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-struct Connection {
-    stream: TcpStream,
-    /// When its request was due.
-    due: Option<Instant>,
-    /// Bytes of the answer that are still to come, once its head is there.
-    left: Option<usize>,
-    head: Vec<u8>,
+/// A request for the index of a host.
+pub(super) fn request(host: u32, headers: &str) -> Vec<u8> {
+    format!("GET /index.html HTTP/1.1\r\nHost: h{host}.example\r\n{headers}\r\n").into_bytes()
 }
 
 impl Load {
@@ -51,21 +50,16 @@ impl Load {
         let epoll = Epoll::new(EpollCreateFlags::empty())?;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK)?;
         epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER))?;
-        let mut connections = Vec::new();
+        // With each, when its request was due.
+        let mut links: Vec<(Link, Option<Instant>)> = Vec::new();
         for id in 0..self.connections {
-            let stream = TcpStream::connect(self.to)?;
-            stream.set_nodelay(true)?;
-            stream.set_nonblocking(true)?;
-            epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, id as u64))?;
-            connections.push(Connection { stream, due: None, left: None, head: Vec::new() });
+            let link = Link::open(self.to, self.tls.as_ref())?;
+            epoll.add(&link.stream, EpollEvent::new(EpollFlags::EPOLLIN, id as u64))?;
+            links.push((link, None));
         }
         let mut random = Random(seed | 1);
-        let requests: Vec<Vec<u8>> = (0..self.hosts.min(1000))
-            .map(|_| {
-                format!("GET /index.html HTTP/1.1\r\nHost: h{}.example\r\n{}\r\n", random.below(self.hosts as usize), self.headers)
-                    .into_bytes()
-            })
-            .collect();
+        let requests: Vec<Vec<u8>> =
+            (0..self.hosts.min(1000)).map(|_| request(random.below(self.hosts as usize) as u32, self.headers)).collect();
         let mut pause = || {
             let uniform = (random.below(1 << 24) as f64 + 1.0) / f64::from(1 << 24);
             Duration::from_secs_f64(-uniform.ln() / self.rate)
@@ -85,8 +79,8 @@ impl Load {
             while let (Some(id), Some(at)) = (free.last().copied(), waiting.front().copied()) {
                 free.pop();
                 waiting.pop_front();
-                connections[id].due = Some(at);
-                connections[id].stream.write_all(&requests[sent % requests.len()])?;
+                links[id].1 = Some(at);
+                links[id].0.send(&requests[sent % requests.len()])?;
                 sent += 1;
             }
             if due >= end && waiting.is_empty() && free.len() == self.connections {
@@ -111,45 +105,18 @@ impl Load {
                     continue;
                 }
                 let id = event.data() as usize;
-                if let Some(due) = connections[id].read(&mut chunk)? {
+                let (link, due) = &mut links[id];
+                if link.read(&mut chunk)?
+                    && let Some(due) = due.take()
+                {
                     outcome.times.push(due.elapsed().as_secs_f64());
                     free.push(id);
                 }
             }
         }
+        for (link, _) in links {
+            link.close();
+        }
         Ok(outcome)
-    }
-}
-
-impl Connection {
-    /// When the request was due whose answer is now complete.
-    fn read(&mut self, chunk: &mut [u8]) -> Result<Option<Instant>> {
-        let read = match self.stream.read(chunk) {
-            Ok(read) => read,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        ensure!(read > 0, "a connection was closed");
-        let mut bytes = &chunk[..read];
-        if self.left.is_none() {
-            self.head.extend_from_slice(bytes);
-            let Some(end) = self.head.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
-            let head = String::from_utf8_lossy(&self.head[..end]).to_ascii_lowercase();
-            ensure!(head.starts_with("http/1.1 200"), "not a 200: {head}");
-            let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
-            ensure!(length.is_some(), "an answer without a length: {head}");
-            let beyond = self.head.len() - end - 4;
-            bytes = &bytes[bytes.len() - beyond..];
-            self.left = length;
-            self.head.clear();
-        }
-        let left = self.left.unwrap_or_default();
-        ensure!(bytes.len() <= left, "more than one answer");
-        self.left = Some(left - bytes.len());
-        if self.left != Some(0) {
-            return Ok(None);
-        }
-        self.left = None;
-        Ok(self.due.take())
     }
 }
