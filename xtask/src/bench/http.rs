@@ -6,12 +6,14 @@
 //! - [`keep_alive`]: CPU per request at a rate that none of them finds hard.
 //! - [`handshakes`]: CPU per new TLS connection.
 //! - [`idle`]: memory per idle connection.
+//! - [`counted`]: instructions of the proxy per request and per connection.
 //! - [`tail`]: the slowest answers, at a rate that HAProxy carries well.
 
 mod backend;
 mod config;
 mod connects;
 mod contest;
+pub(super) mod counted;
 pub(super) mod idle;
 mod link;
 mod load;
@@ -19,7 +21,7 @@ pub(super) mod proxy;
 mod site;
 pub(super) mod tail;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use nix::{
@@ -103,7 +105,11 @@ impl Stage {
     }
 
     fn start(&self, kind: Kind, scheme: Scheme) -> Result<Proxy> {
-        Proxy::start(kind, scheme, self.backend, &self.programs, self.directory.path())
+        Proxy::start(kind, scheme, self.backend, &self.programs, self.directory.path(), None)
+    }
+
+    fn start_counted(&self, kind: Kind, scheme: Scheme, file: &Path) -> Result<Proxy> {
+        Proxy::start(kind, scheme, self.backend, &self.programs, self.directory.path(), Some(file))
     }
 }
 

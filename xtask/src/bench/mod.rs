@@ -62,6 +62,8 @@ enum What {
     Idle,
     /// B9: the slowest answers at 60 % of what HAProxy can carry
     Tail,
+    /// Instructions of the proxy and of others, per request and per TLS connection
+    Counted,
     /// What it costs in the proxy to find a request's route
     Routing,
     /// What IPVS costs, in instructions, on a kernel that has it: in QEMU
@@ -117,6 +119,11 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
             What::Tail => {
                 packages::ensure(&PROXIES)?;
                 http::tail::run(args.blocks)?;
+            }
+            What::Counted => {
+                packages::ensure(&PROXIES)?;
+                packages::ensure(&["valgrind"])?;
+                http::counted::run()?;
             }
             What::Routing => {
                 packages::ensure(&["valgrind"])?;

@@ -4,10 +4,10 @@
 
 use std::{collections::BTreeMap, path::Path, process::Command};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::{
-    http::proxy::example,
+    http::{counted::total_of, proxy::example},
     stats::{Random, median, ratio},
 };
 use crate::run::{output, say};
@@ -69,9 +69,7 @@ fn instructions(program: &Path, subject: Subject) -> Result<u64> {
         let mut command = Command::new("valgrind");
         command.args(["--tool=callgrind", "--quiet", &format!("--callgrind-out-file={}", file.display())]).arg(program);
         output(lookups(&mut command, subject, count))?;
-        let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-        let line = text.lines().find_map(|line| line.strip_prefix("totals:")).context("callgrind told no totals")?;
-        *counted = line.trim().parse::<u64>()?;
+        *counted = total_of(&file)?;
     }
     Ok((counted[1] - counted[0]) / COUNTED as u64)
 }

@@ -36,6 +36,14 @@ pub(super) struct Outcome {
     pub(super) failed: usize,
 }
 
+/// The generator itself did not run for this long: what it measured says nothing of the proxy.
+#[derive(Debug, thiserror::Error)]
+#[error("the load itself did not run for {0:?}")]
+pub(super) struct Stalled(Duration);
+
+/// What it may be kept from running, by whatever else the machine does.
+const STALL: Duration = Duration::from_millis(250);
+
 const TIMER: u64 = u64::MAX;
 /// An answer that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -70,8 +78,14 @@ impl Load {
         let (mut events, mut chunk) = (vec![EpollEvent::empty(); 128], vec![0; 64 * 1024]);
         let begun = Instant::now();
         let (end, mut due, mut sent) = (begun + self.time, begun, 0usize);
+        // When it should be awake again.
+        let mut awake = begun;
         loop {
             let now = Instant::now();
+            let away = now.saturating_duration_since(awake);
+            if away > STALL {
+                return Err(Stalled(away).into());
+            }
             while due <= now && due < end {
                 waiting.push_back(due);
                 due += pause();
@@ -92,6 +106,7 @@ impl Load {
             }
             // At least a microsecond: none would switch it off.
             let next = if due < end { due.saturating_duration_since(now).max(Duration::from_micros(1)) } else { PATIENCE };
+            awake = now + next;
             timer.set(Expiration::OneShot(TimeSpec::from(next)), TimerSetTimeFlags::empty())?;
             let count = match epoll.wait(&mut events, EpollTimeout::NONE) {
                 Ok(count) => count,

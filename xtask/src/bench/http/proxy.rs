@@ -10,6 +10,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use super::config::{self, Place};
 use crate::run::{output, root};
@@ -92,13 +96,24 @@ pub(super) struct Proxy {
 }
 
 impl Proxy {
-    pub(super) fn start(kind: Kind, scheme: Scheme, backend: SocketAddr, programs: &Programs, directory: &Path) -> Result<Self> {
+    /// With `counted`, callgrind runs it and writes there when it ends.
+    pub(super) fn start(
+        kind: Kind,
+        scheme: Scheme,
+        backend: SocketAddr,
+        programs: &Programs,
+        directory: &Path,
+        counted: Option<&Path>,
+    ) -> Result<Self> {
         let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let place = Place { scheme, address, backend, directory };
         let own = |name: &str| directory.join(format!("{name}-{}", address.port()));
         let log = kind.has_log().then(|| own("access.log"));
         let mut command = Command::new("taskset");
         command.args(["--cpu-list", "0"]).stdout(Stdio::null());
+        if let Some(file) = counted {
+            command.args(["valgrind", "--tool=callgrind", "--quiet", &format!("--callgrind-out-file={}", file.display())]);
+        }
         match kind {
             Kind::Ours | Kind::OursBare | Kind::OursLarge => {
                 command.arg(&programs.ours).args([address.to_string(), backend.to_string(), kind.hosts().to_string()]);
@@ -175,6 +190,22 @@ impl Proxy {
         let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).with_context(|| format!("no Pss in {path}"))?;
         let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
         Ok(kib * 1024)
+    }
+
+    /// Ends it in a way that lets it end its own things, callgrind's file among them.
+    pub(super) fn end(mut self) -> Result<()> {
+        // This is how ours is told.
+        drop(self.child.stdin.take());
+        if !matches!(self.kind, Kind::Ours | Kind::OursBare | Kind::OursLarge) {
+            // pingora would wait for minutes with SIGTERM.
+            kill(Pid::from_raw(self.child.id().try_into()?), Signal::SIGINT)?;
+        }
+        let begun = Instant::now();
+        while self.child.try_wait()?.is_none() {
+            ensure!(begun.elapsed() < Duration::from_secs(60), "{} does not end", self.kind.name());
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     /// What is to be logged is logged: one line for each of so many requests. Empties the log.

@@ -101,7 +101,7 @@ fn knee(proxy: &Proxy) -> Result<f64> {
             rate = if low > 0.0 { f64::midpoint(low, high) } else { rate / 2.0 };
         }
         if high < 100.0 {
-            bail!("HAProxy does not carry 100 requests/s here");
+            bail!("HAProxy does not carry 100 requests/s with a p99 below {} ms here: the machine is too busy for this", CARRIED * 1e3);
         }
     }
     let (proxy, own, p99) = at_low;
