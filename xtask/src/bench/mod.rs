@@ -77,8 +77,6 @@ pub(crate) use names::echo;
 pub(crate) use vm::{GuestArgs, guest};
 
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
-    let all = [What::FirstPacket, What::Programming, What::Connections, What::Memory, What::Names, What::Http, What::HttpLife, What::Vm];
-    let wanted = if args.what.is_empty() { all.to_vec() } else { args.what.clone() };
     let wanted = if args.what.is_empty() { What::value_variants().to_vec() } else { args.what.clone() };
     // A guest has what it needs.
     let is_here = wanted.iter().any(|what| *what != What::Vm);
