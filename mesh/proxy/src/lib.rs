@@ -22,6 +22,7 @@ mod http;
 pub mod live_set;
 pub mod metrics;
 mod passing;
+mod patience;
 pub mod proxy_protocol;
 pub mod rewound;
 pub mod routing;

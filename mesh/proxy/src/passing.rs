@@ -61,6 +61,7 @@ pub(crate) async fn pass(worker: &Rc<Worker>, lane: &Arc<Lane>, client: &Client,
             fresh: true,
             preface: policy.proxy_protocol.map(|version| proxy_protocol::header(version, client.address, client.local)),
             private: true,
+            streams: true,
             once: false,
         };
         match worker.upstreams.connect(&endpoint, &wanted).await {

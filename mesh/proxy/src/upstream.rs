@@ -2,6 +2,8 @@
 //!
 //! Each worker has its own, so nothing here is locked.
 
+pub(crate) mod http1;
+
 use std::{
     cell::RefCell,
     collections::HashMap,
@@ -14,10 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Request, Response};
+use http::{Request, Response, Uri, Version, header};
 use hyper::{
     body::Incoming,
-    client::conn::{http1, http2},
+    client::conn::{http1 as hyper_http1, http2},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
@@ -29,6 +31,7 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
+use self::http1::{AnswerError, Connection};
 use crate::{
     config::{Config, Sizes},
     endpoint::{Dialer, Endpoint},
@@ -103,7 +106,9 @@ pub(crate) struct Lease {
 }
 
 enum Sender {
-    Http1(http1::SendRequest<RequestBody>),
+    /// For requests without a body.
+    Own(Box<Connection>),
+    Http1(hyper_http1::SendRequest<RequestBody>),
     Http2(http2::SendRequest<RequestBody>),
 }
 
@@ -113,12 +118,25 @@ impl fmt::Debug for Lease {
     }
 }
 
-/// A request that has no answer, and itself if no byte of it was sent.
-#[derive(Debug)]
-pub(crate) struct SendError {
-    pub(crate) error: hyper::Error,
-    pub(crate) unsent: Option<Request<RequestBody>>,
+/// Why a request has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SendError {
+    #[error(transparent)]
+    Own(#[from] AnswerError),
+    #[error(transparent)]
+    Hyper(#[from] hyper::Error),
 }
+
+/// A request that has no answer.
+#[derive(Debug)]
+pub(crate) struct Unanswered {
+    pub(crate) error: SendError,
+    /// No byte of it was sent.
+    pub(crate) is_unsent: bool,
+}
+
+/// An answer's head, and its body if that is hyper's: else it comes by the connection.
+pub(crate) type Answer = Response<Option<Incoming>>;
 
 /// How a connection is to be.
 #[derive(Debug)]
@@ -131,6 +149,8 @@ pub(crate) struct Wanted<'a> {
     /// What the backend is told before the first byte; such a connection is this client's alone.
     pub(crate) preface: Option<Vec<u8>>,
     pub(crate) private: bool,
+    /// What is sent is more than a head: a body, or another protocol.
+    pub(crate) streams: bool,
     /// It carries one request and is closed after the answer with a reset: a FIN from this side would keep its port in TIME_WAIT
     /// for a minute, and there are some 28,000 of them to one address.
     pub(crate) once: bool,
@@ -153,7 +173,7 @@ impl Upstreams {
         let is_private = wanted.private || wanted.once || wanted.preface.is_some();
         if !wanted.fresh
             && !is_private
-            && let Some(lease) = self.idle(endpoint).await
+            && let Some(lease) = self.idle(endpoint, wanted.streams).await
         {
             return Ok(lease);
         }
@@ -169,7 +189,8 @@ impl Upstreams {
             None if endpoint.protocol == BackendProtocol::H2c => {
                 Sender::Http2(self.handshake2(endpoint, footing, stream, is_private).await?)
             }
-            None => Sender::Http1(self.handshake1(stream).await?),
+            None if wanted.streams => Sender::Http1(self.handshake1(stream).await?),
+            None => Sender::Own(Box::new(Connection::new(stream, self.most_head()))),
             Some(how) => {
                 let stream = self.secure(endpoint, how, stream, wanted).await?;
                 if tls::is_http2(stream.get_ref().1) {
@@ -182,7 +203,7 @@ impl Upstreams {
         Ok(Lease { endpoint: Arc::clone(endpoint), footing, sender, is_reused: false, is_private })
     }
 
-    async fn idle(&self, endpoint: &Arc<Endpoint>) -> Option<Lease> {
+    async fn idle(&self, endpoint: &Arc<Endpoint>, streams: bool) -> Option<Lease> {
         if endpoint.protocol != BackendProtocol::Http1 {
             let held = self.http2.borrow().get(&endpoint.id).filter(|shared| shared.is_usable()).map(|shared| shared.sender.clone());
             if let Some(mut sender) = held
@@ -193,12 +214,19 @@ impl Upstreams {
             }
         }
         loop {
-            // The last one in is the one that is least likely to be closed.
-            let mut idle = self.http1.borrow_mut().get_mut(&endpoint.id)?.pop()?;
-            let usable = idle.since.elapsed() < self.idle_time && idle.lease.leads_there() && idle.lease.is_ready().await;
-            if usable {
-                return Some(idle.lease);
+            let mut idle = take(self.http1.borrow_mut().get_mut(&endpoint.id)?, streams)?;
+            if idle.since.elapsed() >= self.idle_time || !idle.lease.leads_there() || !idle.lease.is_ready().await {
+                continue;
             }
+            let Lease { endpoint, footing, sender, is_reused, is_private } = idle.lease;
+            let sender = match sender {
+                Sender::Own(connection) if streams => match Box::pin(self.handshake1(connection.into_stream())).await {
+                    Ok(sender) => Sender::Http1(sender),
+                    Err(_) => continue,
+                },
+                sender => sender,
+            };
+            return Some(Lease { endpoint, footing, sender, is_reused, is_private });
         }
     }
 
@@ -206,6 +234,7 @@ impl Upstreams {
     pub(crate) fn give_back(&self, mut lease: Lease) {
         lease.is_reused = true;
         let closed = match &lease.sender {
+            Sender::Own(connection) => !connection.is_idle(),
             Sender::Http1(sender) => sender.is_closed(),
             Sender::Http2(_) => true,
         };
@@ -222,7 +251,11 @@ impl Upstreams {
     /// Closes what has been idle for too long, and what leads to backends that are gone.
     pub(crate) fn sweep(&self, now: Instant) {
         self.http1.borrow_mut().retain(|_, idle| {
-            idle.retain(|i| i.lease.leads_there() && now.saturating_duration_since(i.since) < self.idle_time);
+            idle.retain(|i| {
+                // Nobody else looks whether the backend has closed a connection of our own.
+                let is_closed = matches!(&i.lease.sender, Sender::Own(connection) if !connection.is_idle());
+                !is_closed && i.lease.leads_there() && now.saturating_duration_since(i.since) < self.idle_time
+            });
             !idle.is_empty()
         });
         self.http2.borrow_mut().retain(|_, shared| !shared.endpoint.is_gone() && shared.is_usable());
@@ -279,12 +312,16 @@ impl Upstreams {
         Ok(tls::connect(config, name, stream, deadline).await?)
     }
 
-    async fn handshake1<S>(&self, stream: S) -> Result<http1::SendRequest<RequestBody>, ConnectError>
+    fn most_head(&self) -> usize {
+        self.sizes.head.max(8192)
+    }
+
+    async fn handshake1<S>(&self, stream: S) -> Result<hyper_http1::SendRequest<RequestBody>, ConnectError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let mut builder = http1::Builder::new();
-        builder.max_buf_size(self.sizes.head.max(8192));
+        let mut builder = hyper_http1::Builder::new();
+        builder.max_buf_size(self.most_head());
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(ConnectError::Handshake)?;
         tokio::task::spawn_local(async move {
             // How it ended, its requests know.
@@ -315,6 +352,15 @@ impl Upstreams {
             self.http2.borrow_mut().insert(endpoint.id, shared);
         }
         Ok(sender)
+    }
+}
+
+/// The last one in is the one that is least likely to be closed; among those that suit a request, if there are any.
+fn take(idle: &mut Vec<Idle>, streams: bool) -> Option<Idle> {
+    let suits = |idle: &Idle| matches!(idle.lease.sender, Sender::Own(_)) != streams;
+    match idle.iter().rposition(suits) {
+        Some(place) => Some(idle.remove(place)),
+        None => idle.pop(),
     }
 }
 
@@ -353,22 +399,79 @@ impl Lease {
 
     async fn is_ready(&mut self) -> bool {
         match &mut self.sender {
+            Sender::Own(connection) => connection.is_idle(),
             Sender::Http1(sender) => sender.ready().await.is_ok(),
             Sender::Http2(sender) => sender.ready().await.is_ok(),
         }
     }
 
-    pub(crate) const fn is_http2(&self) -> bool {
-        matches!(self.sender, Sender::Http2(_))
+    /// The connection, if it is one of our own.
+    pub(crate) fn own(&mut self) -> Option<&mut Connection> {
+        match &mut self.sender {
+            Sender::Own(connection) => Some(connection),
+            Sender::Http1(_) | Sender::Http2(_) => None,
+        }
     }
 
-    pub(crate) async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, SendError> {
-        let sent = match &mut self.sender {
-            Sender::Http1(sender) => sender.try_send_request(request).await,
-            Sender::Http2(sender) => sender.try_send_request(request).await,
-        };
-        sent.map_err(|mut error| SendError { unsent: error.take_message(), error: error.into_error() })
+    pub(crate) fn as_own(&self) -> Option<&Connection> {
+        match &self.sender {
+            Sender::Own(connection) => Some(connection),
+            Sender::Http1(_) | Sender::Http2(_) => None,
+        }
     }
+
+    /// Sends a request and waits for its answer, on a connection of hyper's. `request` is then what is left of it: the same again if
+    /// it is to be kept or was not sent.
+    pub(crate) async fn send(&mut self, request: &mut Request<RequestBody>, keeps: bool) -> Result<Answer, Unanswered> {
+        let again = if keeps { copy(request) } else { Request::new(RequestBody::none()) };
+        let mut whole = std::mem::replace(request, again);
+        let sent = match &mut self.sender {
+            // Not asked for: such a connection is read where it is used.
+            Sender::Own(_) => return Err(Unanswered { error: AnswerError::Incomplete.into(), is_unsent: true }),
+            Sender::Http1(sender) => {
+                *whole.version_mut() = Version::HTTP_11;
+                sender.try_send_request(whole).await
+            }
+            Sender::Http2(sender) => {
+                to_http2(&mut whole, &self.endpoint);
+                sender.try_send_request(whole).await
+            }
+        };
+        sent.map(|answer| answer.map(Some)).map_err(|mut error| {
+            let unsent = error.take_message();
+            let is_unsent = unsent.is_some();
+            if let Some(unsent) = unsent {
+                *request = unsent;
+            }
+            Unanswered { error: error.into_error().into(), is_unsent }
+        })
+    }
+}
+
+/// The same again, for a request without a body.
+fn copy(request: &Request<RequestBody>) -> Request<RequestBody> {
+    let mut again = Request::new(RequestBody::none());
+    *again.method_mut() = request.method().clone();
+    *again.uri_mut() = request.uri().clone();
+    *again.headers_mut() = request.headers().clone();
+    again
+}
+
+/// In HTTP/2 the host is part of the target.
+fn to_http2(request: &mut Request<RequestBody>, endpoint: &Endpoint) {
+    let scheme = if endpoint.tls.is_some() { "https" } else { "http" };
+    let host = request.headers_mut().remove(header::HOST);
+    let mut uri = Uri::builder().scheme(scheme);
+    if let Some(host) = host {
+        uri = uri.authority(host.as_bytes());
+    }
+    if let Some(path) = request.uri().path_and_query() {
+        uri = uri.path_and_query(path.clone());
+    }
+    if let Ok(uri) = uri.build() {
+        *request.uri_mut() = uri;
+    }
+    *request.version_mut() = Version::HTTP_2;
 }
 
 /// Runs what HTTP/2 needs beside a connection on the worker that has the connection.

@@ -3,7 +3,6 @@
 use std::{
     cell::Cell,
     error::Error,
-    future::Future as _,
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -14,21 +13,21 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::{Sleep, sleep};
 
 use crate::{
     access_log::Entry,
     compress::{Compressed, Encoding},
     endpoint::Busy,
+    patience::Patience,
     routing::Lane,
-    upstream::{Lease, Upstreams},
+    upstream::{Lease, SendError, Upstreams, http1::Connection},
 };
 
 /// Why a body ends before its end.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
     #[error("the backend broke off: {0}")]
-    Backend(#[source] hyper::Error),
+    Backend(#[source] SendError),
     #[error("the client broke off: {0}")]
     Client(#[source] hyper::Error),
     #[error("the backend sent nothing for {0:?}")]
@@ -39,29 +38,6 @@ pub(crate) enum BodyError {
     TooLong(u64),
 }
 
-/// A pause between two reads, and its limit. Without a pause no timer is set.
-#[derive(Debug)]
-struct Patience {
-    limit: Duration,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl Patience {
-    const fn new(limit: Duration) -> Self {
-        Self { limit, timer: None }
-    }
-
-    /// Polled while there is nothing to read: ready when there was nothing for too long.
-    fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let limit = self.limit;
-        self.timer.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx)
-    }
-
-    fn moves(&mut self) {
-        self.timer = None;
-    }
-}
-
 /// What a client sends.
 #[derive(Debug)]
 pub(crate) struct RequestBody {
@@ -70,17 +46,18 @@ pub(crate) struct RequestBody {
     left: Option<u64>,
     most: u64,
     received: Rc<Cell<u64>>,
+    limit: Duration,
     patience: Patience,
 }
 
 impl RequestBody {
     pub(crate) fn new(inner: Incoming, most: Option<u64>, patience: Duration, received: Rc<Cell<u64>>) -> Self {
         let inner = (!inner.is_end_stream()).then_some(inner);
-        Self { inner, left: most, most: most.unwrap_or(u64::MAX), received, patience: Patience::new(patience) }
+        Self { inner, left: most, most: most.unwrap_or(u64::MAX), received, limit: patience, patience: Patience::default() }
     }
 
     pub(crate) fn none() -> Self {
-        Self { inner: None, left: None, most: 0, received: Rc::default(), patience: Patience::new(Duration::MAX) }
+        Self { inner: None, left: None, most: 0, received: Rc::default(), limit: Duration::MAX, patience: Patience::default() }
     }
 
     pub(crate) fn is_none(&self) -> bool {
@@ -103,8 +80,8 @@ impl Body for RequestBody {
         let frame = match Pin::new(inner).poll_frame(cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
-                ready!(this.patience.poll_pause(cx));
-                return Poll::Ready(Some(Err(BodyError::ClientStalled(this.patience.limit))));
+                ready!(this.patience.poll_pause(this.limit, cx));
+                return Poll::Ready(Some(Err(BodyError::ClientStalled(this.limit))));
             }
         };
         this.patience.moves();
@@ -143,9 +120,12 @@ pub(crate) enum AnswerBody {
 /// A backend's answer. When it is over, the connection is free for the next request.
 #[derive(Debug)]
 pub(crate) struct BackendBody {
-    inner: Incoming,
+    /// hyper's. Without it, the body comes by the connection itself.
+    inner: Option<Incoming>,
+    /// The connection, until the body is over.
     lease: Option<Lease>,
     upstreams: Rc<Upstreams>,
+    limit: Duration,
     patience: Patience,
     account: Account,
 }
@@ -211,12 +191,20 @@ impl AnswerBody {
 }
 
 impl BackendBody {
-    pub(crate) fn new(inner: Incoming, lease: Lease, upstreams: Rc<Upstreams>, patience: Duration, account: Account) -> Self {
-        let mut body = Self { inner, lease: Some(lease), upstreams, patience: Patience::new(patience), account };
-        if body.inner.is_end_stream() {
+    pub(crate) fn new(inner: Option<Incoming>, lease: Lease, upstreams: Rc<Upstreams>, limit: Duration, account: Account) -> Self {
+        let mut body = Self { inner, lease: Some(lease), upstreams, limit, patience: Patience::default(), account };
+        if body.is_end_stream() {
             body.finish();
         }
         body
+    }
+
+    fn poll_inner(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, SendError>>> {
+        match (&mut self.inner, self.lease.as_mut().and_then(Lease::own)) {
+            (Some(inner), _) => Pin::new(inner).poll_frame(cx).map_err(SendError::Hyper),
+            (None, Some(own)) => own.poll_body(cx).map_err(SendError::Own),
+            (None, None) => Poll::Ready(None),
+        }
     }
 
     fn finish(&mut self) {
@@ -231,12 +219,13 @@ impl Body for BackendBody {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = match Pin::new(&mut self.inner).poll_frame(cx) {
+        let frame = match self.poll_inner(cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
-                ready!(self.patience.poll_pause(cx));
+                let limit = self.limit;
+                ready!(self.patience.poll_pause(limit, cx));
                 self.account.breaks_off();
-                return Poll::Ready(Some(Err(BodyError::BackendStalled(self.patience.limit))));
+                return Poll::Ready(Some(Err(BodyError::BackendStalled(limit))));
             }
         };
         self.patience.moves();
@@ -253,7 +242,7 @@ impl Body for BackendBody {
                 if let Some(data) = frame.data_ref() {
                     self.account.sent += data.len() as u64;
                 }
-                if self.inner.is_end_stream() {
+                if self.is_end_stream() {
                     self.finish();
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -262,11 +251,17 @@ impl Body for BackendBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        match (&self.inner, &self.lease) {
+            (Some(inner), _) => inner.is_end_stream(),
+            (None, lease) => lease.as_ref().and_then(Lease::as_own).is_none_or(Connection::is_end),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        match (&self.inner, &self.lease) {
+            (Some(inner), _) => inner.size_hint(),
+            (None, lease) => lease.as_ref().and_then(Lease::as_own).map_or_else(|| SizeHint::with_exact(0), Connection::size_hint),
+        }
     }
 }
 

@@ -40,7 +40,7 @@ use crate::{
     metrics::add,
     routing::Lane,
     tunnel::tunnel,
-    upstream::{ConnectError, Lease, Wanted},
+    upstream::{Answer, ConnectError, Lease, SendError, Unanswered, Wanted},
     worker::Worker,
 };
 
@@ -166,7 +166,7 @@ enum Failure {
     /// All that are there have as much to do as they may.
     Full,
     Connect(ConnectError),
-    Send(#[expect(dead_code, reason = "told in the log, by Debug")] hyper::Error),
+    Send(#[expect(dead_code, reason = "told in the log, by Debug")] SendError),
     TimedOut,
 }
 
@@ -195,7 +195,7 @@ impl Failure {
 
 /// An answer, and by whom.
 struct Answered {
-    response: Response<Incoming>,
+    response: Answer,
     lease: Lease,
     busy: Busy,
     set_cookie: Option<HeaderValue>,
@@ -248,9 +248,9 @@ impl Exchange<'_> {
                 head.extensions.clear();
                 self.conclude(&mut account, head.status, None);
                 account.busy = Some(answered.busy);
+                let body = BackendBody::new(body, answered.lease, Rc::clone(&self.worker.upstreams), self.times.server, account);
                 let encoding =
                     if body.is_end_stream() { None } else { wish.and_then(|(how, wish)| compress::prepare(how, wish, &mut head)) };
-                let body = BackendBody::new(body, answered.lease, Rc::clone(&self.worker.upstreams), self.times.server, account);
                 Response::from_parts(head, AnswerBody::backend(body, encoding))
             }
             Err(failure) => {
@@ -413,6 +413,7 @@ impl Exchange<'_> {
                     .proxy_protocol
                     .map(|version| crate::proxy_protocol::header(version, self.client.address, self.client.local)),
                 private: self.upgrade.is_some(),
+                streams: self.upgrade.is_some() || !request.body().is_none(),
                 // Behind a VIP, it is the connection that is balanced.
                 once: self.upgrade.is_none() && (policy.close_upstream || matches!(endpoint.upstream, Upstream::Vip { .. })),
             };
@@ -430,9 +431,16 @@ impl Exchange<'_> {
                 }
             };
             // What may have to be said again is kept.
-            let spare = (can_repeat && (lease.is_reused || !policy.retries.on.is_empty())).then(|| copy(&request));
-            prepare(&mut request, &lease, &endpoint);
-            let sent = self.in_time(lease.send(request), &received).await;
+            let keeps = can_repeat && (lease.is_reused || !policy.retries.on.is_empty());
+            let sent = match lease.own() {
+                Some(own) => {
+                    let answer = own.ask(&request, self.times.server).await;
+                    let is_unsent = own.is_unsent();
+                    answer.map(|answer| answer.map(|a| a.map(|()| None)).map_err(|error| Unanswered { error: error.into(), is_unsent }))
+                }
+                // Seldom, and it would make each request's future larger.
+                None => Box::pin(self.in_time(lease.send(&mut request, keeps), &received)).await,
+            };
             match sent {
                 Some(Ok(response)) => {
                     let status = response.status().as_u16();
@@ -442,28 +450,24 @@ impl Exchange<'_> {
                     } else {
                         endpoint.health.succeeded();
                     }
-                    if again && let Some(spare) = spare {
+                    if again && keeps {
                         tried.push(endpoint.id);
-                        if live.choose(&self.asking(spare.headers()), &tried, now).is_some()
+                        if live.choose(&self.asking(request.headers()), &tried, now).is_some()
                             && self.may_retry(policy, RetryOn::Status(status), false)
                         {
-                            request = spare;
                             continue;
                         }
                     }
+                    if let Some(own) = lease.own() {
+                        own.recycle(std::mem::take(request.headers_mut()));
+                    }
                     return Ok(Answered { response, lease, busy, set_cookie: choice.set_cookie });
                 }
-                Some(Err(error)) => {
+                Some(Err(Unanswered { error, is_unsent })) => {
                     let stale = lease.is_reused;
-                    if let Some(unsent) = error.unsent {
-                        request = unsent;
-                    } else if let Some(spare) = spare
-                        && (stale || self.may_retry(policy, RetryOn::InvalidAnswer, false))
-                    {
-                        request = spare;
-                    } else {
+                    if !is_unsent && !(keeps && (stale || self.may_retry(policy, RetryOn::InvalidAnswer, false))) {
                         endpoint.health.failed(policy.ejection, now);
-                        return Err(Failure::Send(error.error));
+                        return Err(Failure::Send(error));
                     }
                     if stale {
                         // It was closed while it was idle, which says nothing about the backend.
@@ -471,16 +475,15 @@ impl Exchange<'_> {
                     } else {
                         endpoint.health.failed(policy.ejection, now);
                         tried.push(endpoint.id);
-                        failure = Failure::Send(error.error);
+                        failure = Failure::Send(error);
                     }
                 }
                 None => {
                     endpoint.health.failed(policy.ejection, now);
                     tried.push(endpoint.id);
                     failure = Failure::TimedOut;
-                    match spare {
-                        Some(spare) if self.may_retry(policy, RetryOn::Timeout, false) => request = spare,
-                        _ => return Err(failure),
+                    if !keeps || !self.may_retry(policy, RetryOn::Timeout, false) {
+                        return Err(failure);
                     }
                 }
             }
@@ -565,36 +568,6 @@ impl Exchange<'_> {
             drop((account, open));
         });
         answer
-    }
-}
-
-/// The same again, for a request without a body.
-fn copy(request: &Request<RequestBody>) -> Request<RequestBody> {
-    let mut again = Request::new(RequestBody::none());
-    *again.method_mut() = request.method().clone();
-    *again.uri_mut() = request.uri().clone();
-    *again.headers_mut() = request.headers().clone();
-    again
-}
-
-/// In HTTP/2 the host is part of the target.
-fn prepare(request: &mut Request<RequestBody>, lease: &Lease, endpoint: &Endpoint) {
-    if lease.is_http2() {
-        let scheme = if endpoint.tls.is_some() { "https" } else { "http" };
-        let host = request.headers_mut().remove(header::HOST);
-        let mut uri = Uri::builder().scheme(scheme);
-        if let Some(host) = host {
-            uri = uri.authority(host.as_bytes());
-        }
-        if let Some(path) = request.uri().path_and_query() {
-            uri = uri.path_and_query(path.clone());
-        }
-        if let Ok(uri) = uri.build() {
-            *request.uri_mut() = uri;
-        }
-        *request.version_mut() = Version::HTTP_2;
-    } else {
-        *request.version_mut() = Version::HTTP_11;
     }
 }
 

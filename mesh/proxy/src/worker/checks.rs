@@ -54,7 +54,8 @@ pub(super) async fn check(worker: Rc<Worker>) {
         for endpoint in endpoints.into_values() {
             let worker = Rc::clone(&worker);
             tries.push(tokio::task::spawn_local(async move {
-                let wanted = Wanted { host: "", connect_time: EVERY, fresh: true, preface: None, private: true, once: false };
+                let wanted =
+                    Wanted { host: "", connect_time: EVERY, fresh: true, preface: None, private: true, once: false, streams: true };
                 let connected = worker.upstreams.connect(&endpoint, &wanted).await.is_ok();
                 (endpoint, connected)
             }));
