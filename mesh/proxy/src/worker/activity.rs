@@ -3,19 +3,20 @@
 //! One look at it every few seconds takes the place of a timer for each request.
 
 use std::{
+    future::Future as _,
     io,
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::sleep,
+    time::{Sleep, sleep},
 };
 
 #[derive(Debug)]
@@ -91,15 +92,38 @@ impl Activity {
         let left = idle.checked_sub(since(&self.idle_since)).filter(|left| !left.is_zero()).ok_or(Overdue::Idle)?;
         Ok(left.min(head))
     }
+}
 
-    /// Returns when something is overdue.
-    pub(crate) async fn overdue(&self, head: Duration, idle: Duration) -> Overdue {
+/// Looks at a connection's activity when something may be overdue.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    activity: Arc<Activity>,
+    head: Duration,
+    idle: Duration,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Watch {
+    pub(crate) fn new(activity: Arc<Activity>, head: Duration, idle: Duration) -> Self {
+        // What is overdue already is told when it rings.
+        let pause = activity.look(head, idle).unwrap_or_default();
+        Self { activity, head, idle, timer: Box::pin(sleep(pause)) }
+    }
+
+    /// Ready when something is overdue. To be polled at first, and when it rings: the task is woken then.
+    pub(crate) fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<Overdue> {
         loop {
-            match self.look(head, idle) {
-                Ok(pause) => sleep(pause.max(Duration::from_millis(10))).await,
-                Err(overdue) => return overdue,
+            ready!(self.timer.as_mut().poll(cx));
+            match self.activity.look(self.head, self.idle) {
+                Ok(pause) => self.timer.as_mut().reset(tokio::time::Instant::now() + pause.max(Duration::from_millis(10))),
+                Err(overdue) => return Poll::Ready(overdue),
             }
         }
+    }
+
+    /// Costs less than a poll.
+    pub(crate) fn rings(&self) -> bool {
+        self.timer.is_elapsed()
     }
 }
 

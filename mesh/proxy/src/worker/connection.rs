@@ -1,6 +1,14 @@
 //! A client's connection, from its first byte on.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    future::{Future as _, poll_fn},
+    net::SocketAddr,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use http::{Request, Version};
 use hyper::{body::Incoming, service::service_fn};
@@ -12,13 +20,12 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    pin, select,
     time::Instant,
 };
 
 use super::{
     Kind, Worker,
-    activity::{Activity, Overdue, UnderWay, Watched},
+    activity::{Activity, Overdue, UnderWay, Watch, Watched},
 };
 use crate::{
     hello::{HelloLimits, read_hello},
@@ -131,7 +138,8 @@ where
     let activity = Arc::new(Activity::new());
     let (times, sizes) = (worker.config.times, worker.config.sizes);
     let client = Rc::new(client);
-    let mut drain = worker.drain.clone();
+    // One that waits, and one that never saw another value than the first.
+    let (mut drain, changes) = (worker.drain.clone(), worker.drain.clone());
     let service = {
         let activity = Arc::clone(&activity);
         service_fn(move |request: Request<Incoming>| {
@@ -160,31 +168,51 @@ where
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(Watched::new(stream, Arc::clone(&activity))), service);
-    pin!(connection);
+    let mut connection = pin!(connection);
     if versions == Versions::Http2 {
         activity.set_http2();
     }
-    let overdue = activity.overdue(times.request, times.keep_alive);
-    pin!(overdue);
-    let mut is_ending = false;
-    loop {
-        select! {
-            biased;
-            // How it ended, its requests know.
-            _ = connection.as_mut() => return,
-            overdue = &mut overdue, if !is_ending => match overdue {
-                Overdue::Idle => {
-                    is_ending = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-                Overdue::Head => return,
-            },
-            _ = drain.wait_for(|drain| *drain), if !is_ending => {
-                is_ending = true;
-                connection.as_mut().graceful_shutdown();
+    let mut watch = Watch::new(activity, times.request, times.keep_alive);
+    let mut ending = pin!(drain.wait_for(|drain| *drain));
+    let mut state = State::New;
+    poll_fn(|cx| {
+        // How it ended, its requests know.
+        if connection.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if state == State::Ending {
+            return Poll::Pending;
+        }
+        // Both wake this task, since they were polled once. Most events are the connection's, and asking costs less than polling.
+        let is_new = state == State::New;
+        state = State::Open;
+        if is_new || watch.rings() {
+            match watch.poll_overdue(cx) {
+                Poll::Ready(Overdue::Head) => return Poll::Ready(()),
+                Poll::Ready(Overdue::Idle) => state = State::Ending,
+                Poll::Pending => {}
             }
         }
-    }
+        if (is_new || !matches!(changes.has_changed(), Ok(false))) && ending.as_mut().poll(cx).is_ready() {
+            state = State::Ending;
+        }
+        if state == State::Ending {
+            connection.as_mut().graceful_shutdown();
+            // It may have an end now.
+            return connection.as_mut().poll(cx).map(|_| ());
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Of a connection, as far as its end goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    New,
+    Open,
+    /// It takes no more requests.
+    Ending,
 }
 
 /// An answer, until whose end the connection is not idle.

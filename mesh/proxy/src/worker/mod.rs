@@ -10,7 +10,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, mpsc},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -19,8 +19,8 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::ServerConfig;
 use tokio::{
     net::TcpListener,
+    runtime::LocalOptions,
     sync::watch,
-    task::LocalSet,
     time::{sleep, timeout},
 };
 
@@ -201,17 +201,29 @@ impl Proxy {
         let (lines, writer) = log.unzip();
         let mut threads = Vec::new();
         for (number, listeners) in listeners.into_iter().enumerate() {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ProxyError::Start)?;
             let (shared, config, dialer, drain) = (Arc::clone(&shared), Arc::clone(&config), Arc::clone(&dialer), drains.clone());
             let lines = lines.clone();
+            let (started, starts) = mpsc::sync_channel(1);
             let work = move || {
+                // All that a worker does stays on its thread, its runtime too.
+                let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+                    Ok(runtime) => runtime,
+                    Err(error) => {
+                        // Who starts it waits for this.
+                        let _ = started.send(Err(error));
+                        return;
+                    }
+                };
+                let _ = started.send(Ok(()));
                 let log = lines.map(|lines| Rc::new(WorkerLog::new(lines)));
                 let upstreams = Rc::new(Upstreams::new(dialer, Arc::clone(&shared.backend_tls), &config));
                 let connections = Count::new(config.sizes.connections);
                 let worker = Rc::new(Worker { shared, config, upstreams, drain, connections, log });
-                LocalSet::new().block_on(&runtime, worker.run(number, listeners));
+                runtime.block_on(worker.run(number, listeners));
             };
             threads.push(thread::Builder::new().name(format!("proxy-{number}")).spawn(work).map_err(ProxyError::Start)?);
+            // A worker that is gone without a word has panicked; `stop` tells.
+            starts.recv().unwrap_or(Ok(())).map_err(ProxyError::Start)?;
         }
         let (shared_files, ends) = (Arc::clone(&shared), drains);
         let look = move || watch_files(&shared_files, clients, &ends);
