@@ -141,7 +141,7 @@ pub(crate) type Answer = Response<Option<Incoming>>;
 /// How a connection is to be.
 #[derive(Debug)]
 pub(crate) struct Wanted<'a> {
-    /// The request's host, for TLS.
+    /// The request's host, where the backend speaks TLS.
     pub(crate) host: &'a str,
     pub(crate) connect_time: Duration,
     /// Never an idle one: what waits idle may have been closed.

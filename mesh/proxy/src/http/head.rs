@@ -103,7 +103,9 @@ pub(crate) fn check(parts: &Parts) -> Result<Head, HeadError> {
 /// A host and perhaps a port, and nothing else (RFC 9110, 7.2).
 fn authority(value: &[u8]) -> Result<Authority, HeadError> {
     let host = Authority::try_from(value).map_err(|_| HeadError::BadHost)?;
-    if host.as_str().contains('@') || host.host().is_empty() { Err(HeadError::BadHost) } else { Ok(host) }
+    // Nothing before a port is no host.
+    let is_bad = host.as_str().bytes().any(|byte| byte == b'@') || matches!(host.as_str().as_bytes().first(), None | Some(b':'));
+    if is_bad { Err(HeadError::BadHost) } else { Ok(host) }
 }
 
 /// RFC 9113, 8.2.2.
@@ -116,7 +118,9 @@ fn has_connection_headers(headers: &HeaderMap) -> bool {
 
 /// RFC 3986, 5.2.4, for paths whose dots may be encoded. What leads above the root is refused.
 fn without_dot_segments(path: &str) -> Result<Cow<'_, str>, HeadError> {
-    if !path.split('/').any(|segment| dots(segment).is_some()) {
+    // Such a segment begins with a dot, or with what may be one; hardly any path has such a beginning.
+    let may_be = |two: &[u8]| matches!(two, [b'/', b'.' | b'%']);
+    if !path.as_bytes().windows(2).any(may_be) || !path.split('/').any(|segment| dots(segment).is_some()) {
         return Ok(Cow::Borrowed(path));
     }
     let mut out: Vec<&str> = Vec::new();
@@ -176,6 +180,8 @@ mod tests {
         assert_eq!(get("/", &["a.example/x"]), Err(HeadError::BadHost));
         assert_eq!(get("/", &["a b"]), Err(HeadError::BadHost));
         assert_eq!(get("/", &[""]), Err(HeadError::BadHost));
+        assert_eq!(get("/", &[":80"]), Err(HeadError::BadHost));
+        assert_eq!(get("/", &["[::1]:80"]), to("[::1]:80", "/"));
         // A whole URI's host counts in HTTP/1.1, whatever the header says.
         assert_eq!(get("http://b.example/x", &["a.example"]), to("b.example", "/x"));
         let two = |header: &str| head(http::Request::get("http://b.example/x").version(Version::HTTP_2).header("host", header));

@@ -302,7 +302,10 @@ impl Exchange<'_> {
         let (lane, shared) = (self.lane, &self.worker.shared);
         let mut gates = lane.gates.iter();
         // Each gate sees what the client said, also behind one that lets nothing of it go on.
-        let said: HeaderMap = parts.headers.get_all(header::AUTHORIZATION).iter().map(|v| (header::AUTHORIZATION, v.clone())).collect();
+        let mut said = HeaderMap::new();
+        if !lane.gates.is_empty() || shared.node_gate.is_some() {
+            said.extend(parts.headers.get_all(header::AUTHORIZATION).iter().map(|v| (header::AUTHORIZATION, v.clone())));
+        }
         for filter in &lane.route.filters {
             match filter {
                 Filter::BasicAuth(auth) => {
@@ -373,7 +376,10 @@ impl Exchange<'_> {
         let headers = request.headers_mut();
         // The server side has said 100 already, or will, when the body is asked for.
         headers.remove(header::EXPECT);
-        if let Ok(host) = HeaderValue::from_str(self.head.host.as_str()) {
+        let host = self.head.host.as_str();
+        if headers.get(header::HOST).is_none_or(|said| said != host)
+            && let Ok(host) = HeaderValue::from_str(host)
+        {
             headers.insert(header::HOST, host);
         }
         if let Some(protocol) = &self.upgrade {
@@ -406,7 +412,7 @@ impl Exchange<'_> {
             }
             self.attempts += 1;
             let wanted = Wanted {
-                host: self.head.host.host(),
+                host: if endpoint.tls.is_some() { self.head.host.host() } else { "" },
                 connect_time: self.times.connect,
                 fresh,
                 preface: policy

@@ -1,6 +1,6 @@
 //! What a route's filters do to a request on its way.
 
-use std::{fmt::Write as _, net::SocketAddr};
+use std::{cell::OnceCell, fmt::Write as _, net::SocketAddr};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
@@ -31,6 +31,31 @@ pub(crate) struct Client {
     pub(crate) tls: Option<ClientTls>,
     /// What it says of those it asks for is believed.
     pub(crate) is_trusted: bool,
+    /// For headers: written once, since all its requests say the same.
+    written: OnceCell<Written>,
+}
+
+#[derive(Debug)]
+struct Written {
+    /// Who asks, without a port.
+    address: HeaderValue,
+    /// Of `local`.
+    port: HeaderValue,
+}
+
+impl Client {
+    pub(crate) const fn new(address: SocketAddr, local: SocketAddr, is_trusted: bool) -> Self {
+        Self { address, local, tls: None, is_trusted, written: OnceCell::new() }
+    }
+
+    /// To be asked for when its addresses are settled.
+    fn written(&self) -> &Written {
+        self.written.get_or_init(|| {
+            // An address has no byte that a header may not have.
+            let address = HeaderValue::try_from(self.address.ip().to_string()).unwrap_or(HeaderValue::from_static("unknown"));
+            Written { address, port: self.local.port().into() }
+        })
+    }
 }
 
 #[derive(Debug, Default)]
@@ -139,20 +164,17 @@ impl Outgoing<'_> {
     fn forward(&mut self, forward: ForwardHeaders) {
         let client = self.client.address.ip();
         let is_tls = self.client.tls.is_some();
+        let written = self.client.written();
         if forward.forwarded_for {
-            let mut whole = String::new();
-            for value in self.headers.get_all(FORWARDED_FOR) {
-                if let Ok(value) = value.to_str() {
-                    whole.push_str(value);
-                    whole.push_str(", ");
+            match self.headers.entry(FORWARDED_FOR) {
+                Entry::Vacant(none) => {
+                    none.insert(written.address.clone());
                 }
+                Entry::Occupied(_) => append(self.headers, FORWARDED_FOR, written.address.to_str().unwrap_or_default()),
             }
-            // Writing to a String does not fail.
-            let _ = write!(whole, "{client}");
-            self.set(FORWARDED_FOR, &whole);
         }
         if forward.real_ip && !(self.client.is_trusted && self.headers.contains_key(REAL_IP)) {
-            self.set(REAL_IP, &client.to_string());
+            self.headers.insert(REAL_IP, written.address.clone());
         }
         let name = FORWARDED_PROTO;
         let scheme = if is_tls { "https" } else { "http" };
@@ -163,26 +185,22 @@ impl Outgoing<'_> {
             }
             // What a client says that is not trusted is gone by now.
             Some(ForwardedProto::Pass) if self.headers.contains_key(&name) => {}
-            Some(ForwardedProto::Set | ForwardedProto::IfTls | ForwardedProto::Pass) => self.set(name, scheme),
+            Some(ForwardedProto::Set | ForwardedProto::IfTls | ForwardedProto::Pass) => {
+                self.headers.insert(name, HeaderValue::from_static(scheme));
+            }
         }
         if forward.port {
-            let port = self.client.local.port().to_string();
-            self.set(FORWARDED_PORT, &port);
+            self.headers.insert(FORWARDED_PORT, written.port.clone());
         }
-        if forward.request_id {
-            let id = self.request_id().to_owned();
-            self.set(REQUEST_ID, &id);
+        if forward.request_id
+            && let Ok(id) = HeaderValue::from_str(self.request_id())
+        {
+            self.headers.insert(REQUEST_ID, id);
         }
         // Only where somebody else uses it already (RFC 7239, 7.1): two kinds of headers could disagree.
         if self.headers.contains_key(header::FORWARDED) {
             let host = if client.is_ipv6() { format!("\"[{client}]\"") } else { client.to_string() };
             append(self.headers, header::FORWARDED, &format!("for={host};proto={scheme}"));
-        }
-    }
-
-    fn set(&mut self, name: HeaderName, value: &str) {
-        if let Ok(value) = HeaderValue::from_str(value) {
-            self.headers.insert(name, value);
         }
     }
 
@@ -387,6 +405,10 @@ pub(crate) fn is_hop_by_hop(name: &HeaderName) -> bool {
 
 /// HTTP/2 may have parted it (RFC 9113, 8.2.3).
 pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    // Looked for only where some header is there more than once.
+    if headers.len() == headers.keys_len() {
+        return;
+    }
     let Entry::Occupied(cookies) = headers.entry(header::COOKIE) else { return };
     if cookies.iter().nth(1).is_none() {
         return;
@@ -455,7 +477,7 @@ mod tests {
             ("x-forward", "1"),
             ("accept", "1"),
         ];
-        let client = |is_trusted| Client { address: ([192, 0, 2, 1], 1).into(), local: ([192, 0, 2, 2], 80).into(), tls: None, is_trusted };
+        let client = |is_trusted| Client::new(([192, 0, 2, 1], 1).into(), ([192, 0, 2, 2], 80).into(), is_trusted);
         let mut map = headers(&all);
         forget_claims(&mut map, &client(true));
         assert_eq!(map.len(), all.len());

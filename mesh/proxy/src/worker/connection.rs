@@ -58,7 +58,7 @@ pub(super) async fn serve(worker: Rc<Worker>, kind: Kind, stream: TcpStream, pee
     let _ = SockRef::from(&stream).set_keepalive(true);
     let Ok(local) = stream.local_addr() else { return };
     let is_trusted = worker.config.trusts(peer.ip().to_canonical());
-    let mut client = Client { address: canonical(peer), local: canonical(local), tls: None, is_trusted };
+    let mut client = Client::new(canonical(peer), canonical(local), is_trusted);
     let mut stream = Rewound::new(stream);
     if is_trusted && worker.config.accept_proxy_protocol {
         let deadline = Instant::now() + worker.config.times.handshake;
