@@ -237,7 +237,7 @@ proptest! {
             for (position, before) in before.iter().enumerate() {
                 prop_assert_eq!(before.as_ref() != book.table().at(position), change.positions.contains(&position));
             }
-            prop_assert_eq!(told != book.problems(), change.problems);
+            prop_assert!(change.problems || told == book.problems());
             copies.push((book.table().clone(), book.problems(), all.clone()));
         }
         for (table, problems, all) in copies {

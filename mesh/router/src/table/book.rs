@@ -50,7 +50,7 @@ impl<K> Default for Book<K> {
 pub struct Change {
     /// Positions in the table at which there is another route now, or none any more.
     pub positions: Vec<usize>,
-    /// Whether [`Book::problems`] are others now.
+    /// Whether [`Book::problems`] may be others now. What one route has lost, another may have lost in the same words.
     pub problems: bool,
 }
 
