@@ -63,6 +63,21 @@ fn connections_are_used_again_only_while_the_network_is_reached_from_where_they_
     }
 }
 
+/// They are sent in two ways, but not on two kinds of connections.
+#[test]
+fn requests_with_and_without_bodies_share_a_connection() {
+    let stage = stage().service("web", 1, who).route(Match::host("a"), "web", |_| {});
+    let mut client = stage.connect();
+    for _ in 0..3 {
+        client.send("GET /1 HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(client.answer().unwrap().body, "web.0 GET /1 HTTP/1.1");
+        client.send("POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc");
+        assert_eq!(client.answer().unwrap().body, "web.0 POST /2 HTTP/1.1");
+    }
+    assert!(stage.seen("web").iter().all(|seen| seen.line.starts_with("GET") && seen.body.is_empty() || seen.body == b"abc"));
+    assert_eq!(stage.backends["web"][0].connections.load(std::sync::atomic::Ordering::Relaxed), 1);
+}
+
 /// Who balances a VIP sees connections, so that two requests on one would go to the same task.
 #[test]
 fn each_request_to_a_vip_has_a_connection_of_its_own() {
