@@ -57,7 +57,10 @@ enum What {
     /// Answer times of the proxy while routes, tasks and certificates change, against its own quiet ones
     HttpLife,
     /// B8 over TLS, and B10: new TLS connections
+    /// B8 over TLS
     Https,
+    /// B10: CPU per new TLS connection, with full handshakes and resumed
+    Handshakes,
     /// B10: memory per idle connection of the proxy and of others
     Idle,
     /// B9: the slowest answers at 60 % of what HAProxy can carry
@@ -107,6 +110,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
             What::Https => {
                 packages::ensure(&PROXIES)?;
                 http::keep_alive(Scheme::Https, args.blocks)?;
+            }
+            What::Handshakes => {
+                packages::ensure(&PROXIES)?;
                 http::handshakes(args.blocks)?;
             }
             What::Idle => {

@@ -17,6 +17,9 @@ use crate::{
 /// How often a block is repeated that the machine was away in.
 const REPEATS: usize = 5;
 
+/// The share of a core that others may have without a word.
+const QUIET: f64 = 0.03;
+
 pub(super) struct Contest {
     proxies: Vec<Proxy>,
     /// Who has no figures, and why.
@@ -85,11 +88,12 @@ impl Contest {
         for (kind, why) in &self.failed {
             say(&format!("{}: no figures: {why}", kind.name()));
         }
-        let share = |shares: &[f64]| median(shares) * 100.0;
+        let (foreign, stolen) = (median(&self.foreign), median(&self.stolen));
+        let verdict = if foreign > QUIET || stolen > QUIET { ": not a quiet machine, so this is a first look" } else { "" };
         say(&format!(
-            "beside the proxy, others had {:.1} % of its core and the machine's host {:.1} % (medians of the blocks)",
-            share(&self.foreign),
-            share(&self.stolen)
+            "beside the proxy, others had {:.1} % of its core and the machine's host {:.1} % (medians of the blocks){verdict}",
+            foreign * 100.0,
+            stolen * 100.0
         ));
         self.foreign.clear();
         self.stolen.clear();

@@ -1,7 +1,6 @@
 //! The certificate that all proxies show, and clients that believe it unseen.
 
 use std::{
-    collections::VecDeque,
     fs,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
@@ -84,15 +83,15 @@ impl ServerCertVerifier for Unseen {
     }
 }
 
-/// What servers give for the next time: each is used once. A client that keeps none still asks for them, as browsers do.
+/// What servers give for the next time: each is used once, the newest first, since some servers remember only so many. A client that keeps none still asks for them, as browsers do.
 #[derive(Debug)]
 struct Tickets {
     keeps: bool,
-    kept: Mutex<VecDeque<Tls13ClientSessionValue>>,
+    kept: Mutex<Vec<Tls13ClientSessionValue>>,
 }
 
 impl Tickets {
-    fn kept(&self) -> std::sync::MutexGuard<'_, VecDeque<Tls13ClientSessionValue>> {
+    fn kept(&self) -> std::sync::MutexGuard<'_, Vec<Tls13ClientSessionValue>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -115,11 +114,11 @@ impl ClientSessionStore for Tickets {
     fn insert_tls13_ticket(&self, _: ServerName<'static>, value: Tls13ClientSessionValue) {
         let mut kept = self.kept();
         if self.keeps && kept.len() < 1024 {
-            kept.push_back(value);
+            kept.push(value);
         }
     }
 
     fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        self.kept().pop_front()
+        self.kept().pop()
     }
 }
