@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Connections at the two points that are compared with none, and with each other.
-const POINTS: [usize; 2] = [2_000, 8_000];
+const POINTS: [usize; 2] = [2_000, 10_000];
 /// What was used for handshakes and answers is given back by then, if it is.
 const SETTLE: Duration = Duration::from_secs(2);
 
