@@ -2,7 +2,7 @@
 //! change, against blocks in which nothing does.
 //!
 //! The proxy is a process of its own on the first core. Load, tasks and what happens are on the second: half of the requests are
-//! for 16 hosts whose tasks flap, half are in TLS, some of them on new connections.
+//! for 16 hosts whose tasks flap, half of these in TLS, one in twenty on a new connection.
 
 use std::{path::PathBuf, process::Command};
 
