@@ -42,11 +42,10 @@ pub fn choose(choice: PlaneChoice) -> Result<Chosen, ChoiceError> {
             Ok(schedulers) => Ok(ipvs(schedulers, NOT_ASKED)),
             Err(reason) => Err(ChoiceError::Refused { plane: choice, reason }),
         },
-        // Not before every row about updates under load has been shown on it.
-        PlaneChoice::Auto => Ok(nft(match try_plane_ipvs() {
-            Ok(_) => "it would run here, but is not proven under all updates yet; ask for it with --plane ipvs".to_owned(),
-            Err(reason) => reason.to_string(),
-        })),
+        PlaneChoice::Auto => Ok(match try_plane_ipvs() {
+            Ok(schedulers) => ipvs(schedulers, "it would do, and ipvs comes first"),
+            Err(reason) => nft(reason.to_string()),
+        }),
     }
 }
 
