@@ -226,6 +226,24 @@ impl Lab {
         Ok(())
     }
 
+    /// Restarts agents, and waits until the new ones have applied what the swarm is.
+    pub fn restart_agents(&self, nodes: &[&str]) -> Result<()> {
+        let pid = |node: &str| -> Result<Value> {
+            let status: Value = serde_json::from_str(&self.api(node, "/v1/status")?.1)?;
+            Ok(status["agent"]["pid"].clone())
+        };
+        let mut before = Vec::new();
+        for node in nodes {
+            before.push((node, pid(node)?));
+            self.lab(&["agent", node, "restart"])?;
+        }
+        for (node, old) in before {
+            // One that is told to stop answers on until its last request has ended.
+            self.wait(&format!("another agent runs on {node}"), || Ok(pid(node)? != old))?;
+        }
+        self.settled(nodes)
+    }
+
     /// Polls until `done`, for 30 s at most on an ordinary machine.
     pub fn wait(&self, what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
         let limit = patient(Duration::from_secs(30));

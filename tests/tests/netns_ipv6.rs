@@ -287,10 +287,7 @@ const ROWS: &[Row<Lab>] = &[
         };
         let before = generations()?;
         ensure!(before.iter().all(|listed| !listed.is_empty()), "nft lists nothing");
-        for node in NODES {
-            lab.lab(&["agent", node, "restart"])?;
-        }
-        lab.settled(&NODES)?;
+        lab.restart_agents(&NODES)?;
         std::thread::sleep(patient(Duration::from_millis(500)));
         for (before, after) in before.iter().zip(&generations()?) {
             let new: Vec<&str> = after.lines().filter(|l| !before.lines().any(|b| b == *l)).collect();

@@ -557,10 +557,7 @@ const ROWS: &[Row<Lab>] = &[
             Ok(all)
         };
         let before = generations(lab)?;
-        for node in NODES {
-            lab.lab(&["agent", node, "restart"])?;
-        }
-        lab.settled(&NODES)?;
+        lab.restart_agents(&NODES)?;
         std::thread::sleep(patient(Duration::from_millis(500)));
         let after = generations(lab)?;
         for (before, after) in before.iter().zip(&after) {

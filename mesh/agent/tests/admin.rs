@@ -85,13 +85,7 @@ impl Agent {
     }
 
     async fn call(&self, method: &str, path: &str, headers: &str) -> (u16, String) {
-        let mut stream = UnixStream::connect(&self.socket).await.unwrap();
-        let request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+        call(&self.socket, method, path, headers).await
     }
 
     async fn get(&self, path: &str) -> (u16, Value) {
@@ -110,6 +104,16 @@ impl Agent {
         }
         panic!("{path} never said {wanted}: {:?}", self.get(path).await);
     }
+}
+
+async fn call(socket: &std::path::Path, method: &str, path: &str, headers: &str) -> (u16, String) {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    let request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
 /// A router on a port of this host's loopback, and where that is.
@@ -414,4 +418,22 @@ async fn a_load_balancer_sees_a_draining_router_and_its_requests_are_served() {
     assert_eq!(agent.call("POST", "/v1/resume", "").await.0, 200);
     assert_eq!(agent.get(&health).await.0, 200);
     agent.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_stops_is_not_ready() {
+    let directory = tempfile::tempdir().unwrap();
+    let (router, address) = router(&directory, swarmesh_proxy::Config::default());
+    let agent = Agent::start_with(directory, Some(router)).await;
+    agent.add_sandbox("sb1");
+    agent.updates.send(Update::Full(swarm())).await.unwrap();
+    agent.until("/readyz", 200).await;
+    let Agent { engine, admin, socket, .. } = agent;
+    engine.stop().await;
+    // The API answers on meanwhile, for as long as the router's last request takes.
+    let (code, body) = call(&socket, "GET", "/readyz", "").await;
+    assert_eq!(code, 503);
+    assert_eq!(serde_json::from_str::<Value>(&body).unwrap()["pending"][0]["what"], "agent");
+    assert_eq!(call(&socket, "GET", &format!("/v1/health/published/tcp/{}", address.port()), "").await.0, 503);
+    admin.abort();
 }

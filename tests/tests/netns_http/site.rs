@@ -116,10 +116,7 @@ impl Site {
 
     /// Restarts every agent, for what is read at its start.
     pub(crate) fn restart_agents(&self) -> Result<()> {
-        for node in NODES {
-            self.lab.lab(&["agent", node, "restart"])?;
-        }
-        self.lab.settled(&NODES)
+        self.lab.restart_agents(&NODES)
     }
 
     pub(crate) fn wait_for_tasks(&self, service: &str, count: usize) -> Result<()> {

@@ -145,9 +145,10 @@ fn published(view: &View, what: &str) -> Answer {
     let unusable = |why: String| json(StatusCode::SERVICE_UNAVAILABLE, &json!({"usable": 0, "error": why}));
     let Some(port) = view.plan.published.get(&(protocol, number)) else {
         if protocol == Protocol::Tcp && view.listeners.has_port(number) {
-            return match view.context.draining {
-                true => unusable("this node drains".to_owned()),
-                false => json(StatusCode::OK, &json!({"routes": view.plan.routes.routes().count()})),
+            return match (view.stopping, view.context.draining) {
+                (true, _) => unusable("the agent stops, and its router with it".to_owned()),
+                (_, true) => unusable("this node drains".to_owned()),
+                (false, false) => json(StatusCode::OK, &json!({"routes": view.plan.routes.routes().count()})),
             };
         }
         return unusable(format!("no service of the swarm publishes {protocol} port {number}"));

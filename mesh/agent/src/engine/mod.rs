@@ -152,6 +152,7 @@ impl Engine {
 
     /// Stores the last snapshot and ends. What is in the kernel stays there.
     pub async fn stop(self) {
+        self.handle.shared.change(|view| view.stopping = true);
         // An engine that has stopped already has no ear, and needs none.
         let _ = self.handle.commands.send(Command::Stop).await;
         if tokio::task::spawn_blocking(|| self.thread.join()).await.is_ok_and(|joined| joined.is_err()) {

@@ -71,6 +71,8 @@ pub struct View {
     pub plane_read: Option<Instant>,
     /// Why it is not known which node this is, when the snapshot has nodes to choose from.
     pub nameless: Option<String>,
+    /// It ends, so nobody new should be sent to what it listens on itself.
+    pub stopping: bool,
     /// What is wrong with the agent itself, such as a state directory that cannot be written.
     pub own_problems: Vec<Problem>,
 }

@@ -248,6 +248,9 @@ fn places(view: &View, stale: u64) -> Vec<Place> {
 /// Everything that `/readyz` waits for. A source that is out of reach is not among it: what is known stays applied.
 pub fn pending(view: &View) -> Vec<Pending> {
     let mut pending = Vec::new();
+    if view.stopping {
+        pending.push(Pending { what: "agent".to_owned(), why: "it stops; what it put into the kernel stays".to_owned() });
+    }
     if view.origin == Origin::None {
         let detail =
             view.source.as_ref().map(|s| s.detail.as_str()).filter(|d| !d.is_empty()).unwrap_or("the source has not delivered yet");
