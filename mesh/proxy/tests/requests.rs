@@ -334,6 +334,52 @@ fn the_end_lets_requests_finish() {
     assert!(std::net::TcpStream::connect(address).is_err(), "still listening");
 }
 
+/// Longer than an idle connection keeps what serves requests.
+const REST: Duration = Duration::from_millis(1500);
+
+#[test]
+fn a_client_that_rests_is_served_on_the_connection_that_it_has() {
+    let echo = |seen: &Seen| ok(&format!("{} {}", seen.line, String::from_utf8_lossy(&seen.body)));
+    let mut stage = stage().service("web", 1, echo).route(Match::host("a"), "web", |_| {});
+    let mut client = stage.connect();
+    let mut ask = |pieces: &[&str], wanted: &str| {
+        for piece in pieces {
+            std::thread::sleep(REST);
+            client.send(piece);
+        }
+        assert_eq!(client.answer().unwrap().body, wanted);
+    };
+    ask(&["GET /1 HTTP/1.1\r\nHost: a\r\n\r\n"], "GET /1 HTTP/1.1 ");
+    ask(&["POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbo", "dy"], "POST /2 HTTP/1.1 body");
+    ask(&["POST /3 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n", "\r\n"], "POST /3 HTTP/1.1 body");
+    // Begins as HTTP/2 does.
+    ask(&["P", "R", "I /4 HTTP/1.1\r\n", "Host: a\r\n\r\n"], "PRI /4 HTTP/1.1 ");
+    // The end is told to those who rest.
+    std::thread::sleep(REST);
+    let begun = std::time::Instant::now();
+    stage.proxy.take().unwrap().stop();
+    assert!(begun.elapsed() < Duration::from_secs(5), "waited for one who rests");
+    assert!(client.answer().is_none());
+}
+
+/// What is still to come of a body is never taken for a request, however long it takes.
+#[test]
+fn the_rest_of_an_unread_body_is_no_request() {
+    let stage = stage().service("web", 1, who).route(Match::host("a"), "web", |_| {}).route(Match::host("gone"), "web", |route| {
+        route.action = Action::Status(410);
+    });
+    let hidden = "GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n";
+    for framing in [format!("Content-Length: {}\r\n\r\n", hidden.len()), "Transfer-Encoding: chunked\r\n\r\n".to_owned()] {
+        let mut client = stage.connect();
+        client.send(format!("POST / HTTP/1.1\r\nHost: gone\r\n{framing}"));
+        assert_eq!(client.answer().unwrap().status, 410);
+        std::thread::sleep(REST);
+        client.send(hidden);
+        assert!(client.answer().is_none(), "{framing}");
+    }
+    assert!(stage.seen("web").is_empty());
+}
+
 #[test]
 fn an_upload_may_take_longer_than_an_answer() {
     let patient = |route: &mut swarmesh_router::Route| route.policy.timeouts.server = Some(Duration::from_millis(300));

@@ -173,6 +173,29 @@ async fn tls_ends_with_the_certificate_of_the_name() {
     tokio::task::spawn_blocking(move || drop(stage)).await.unwrap();
 }
 
+/// What serves requests is given back meanwhile, and TLS's state stays.
+#[tokio::test]
+async fn a_client_that_rests_keeps_its_tls() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::new(&["one.example"]);
+    std::fs::write(directory.path().join("one.pem"), site.pem()).unwrap();
+    let stage = Stage::secure(config(&directory))
+        .service("web", 1, who)
+        .route(Match::host("one.example"), "web", |route| route.certificate = Some(certificate("one.pem")));
+    let stream = open(stage.address(), "one.example", &client(&[&site], &["http/1.1"])).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    for length in [0, 1, 100_000] {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let body = Text(vec![Frame::data(Bytes::from(vec![b'x'; length]))]);
+        let request = Request::post("/x").header("host", "one.example").body(body).unwrap();
+        let answer = sender.send_request(request).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert_eq!(read(answer.into_body()).await.0, "web.0 one.example ");
+    }
+    tokio::task::spawn_blocking(move || drop(stage)).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_certificate_is_swapped_while_handshakes_run() {
     let directory = tempfile::tempdir().unwrap();

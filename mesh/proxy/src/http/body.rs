@@ -21,6 +21,7 @@ use crate::{
     patience::Patience,
     routing::Lane,
     upstream::{Lease, SendError, Upstreams, http1::Connection},
+    worker::activity::Unread,
 };
 
 /// Why a body ends before its end.
@@ -48,16 +49,25 @@ pub(crate) struct RequestBody {
     received: Rc<Cell<u64>>,
     limit: Duration,
     patience: Patience,
+    unread: Unread,
 }
 
 impl RequestBody {
-    pub(crate) fn new(inner: Incoming, most: Option<u64>, patience: Duration, received: Rc<Cell<u64>>) -> Self {
+    pub(crate) fn new(inner: Incoming, most: Option<u64>, patience: Duration, received: Rc<Cell<u64>>, unread: Unread) -> Self {
         let inner = (!inner.is_end_stream()).then_some(inner);
-        Self { inner, left: most, most: most.unwrap_or(u64::MAX), received, limit: patience, patience: Patience::default() }
+        Self { inner, left: most, most: most.unwrap_or(u64::MAX), received, limit: patience, patience: Patience::default(), unread }
     }
 
     pub(crate) fn none() -> Self {
-        Self { inner: None, left: None, most: 0, received: Rc::default(), limit: Duration::MAX, patience: Patience::default() }
+        Self {
+            inner: None,
+            left: None,
+            most: 0,
+            received: Rc::default(),
+            limit: Duration::MAX,
+            patience: Patience::default(),
+            unread: Unread::nothing(),
+        }
     }
 
     pub(crate) fn is_none(&self) -> bool {
@@ -77,7 +87,7 @@ impl Body for RequestBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
-        let frame = match Pin::new(inner).poll_frame(cx) {
+        let frame = match Pin::new(&mut *inner).poll_frame(cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
                 ready!(this.patience.poll_pause(this.limit, cx));
@@ -85,8 +95,14 @@ impl Body for RequestBody {
             }
         };
         this.patience.moves();
-        let Some(frame) = frame else { return Poll::Ready(None) };
+        let Some(frame) = frame else {
+            this.unread.is_over();
+            return Poll::Ready(None);
+        };
         let frame = frame.map_err(BodyError::Client)?;
+        if inner.is_end_stream() {
+            this.unread.is_over();
+        }
         if let Some(data) = frame.data_ref() {
             let length = data.len() as u64;
             this.received.set(this.received.get() + length);

@@ -41,7 +41,7 @@ use crate::{
     routing::Lane,
     tunnel::tunnel,
     upstream::{Answer, ConnectError, Lease, SendError, Unanswered, Wanted},
-    worker::Worker,
+    worker::{Worker, activity::Unread},
 };
 
 /// What the table may ask of a request's headers.
@@ -54,7 +54,12 @@ impl Headers for Asked<'_> {
 }
 
 /// Answers a request. Whatever happens, there is an answer.
-pub(crate) async fn answer(worker: Rc<Worker>, client: Rc<Client>, request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {
+pub(crate) async fn answer(
+    worker: Rc<Worker>,
+    client: Rc<Client>,
+    request: Request<Incoming>,
+    unread: Unread,
+) -> Result<Response<AnswerBody>, Infallible> {
     let begun = Instant::now();
     let (mut parts, body) = request.into_parts();
     let head = match check(&parts) {
@@ -109,7 +114,7 @@ pub(crate) async fn answer(worker: Rc<Worker>, client: Rc<Client>, request: Requ
         }
     }
     let times = worker.config.times.of(&lane.route.policy.timeouts);
-    let body = RequestBody::new(body, lane.route.policy.limits.body, times.client, received);
+    let body = RequestBody::new(body, lane.route.policy.limits.body, times.client, received, unread);
     let upgrade = take_hop_by_hop(&mut parts.headers);
     let mut exchange = Exchange {
         worker: &worker,

@@ -19,6 +19,9 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
+/// How long a connection is idle until it rests: longer than a page takes to ask for the next thing.
+const REST: Duration = Duration::from_secs(1);
+
 #[derive(Debug)]
 pub(crate) struct Activity {
     opened: Instant,
@@ -30,15 +33,39 @@ pub(crate) struct Activity {
     head_since: AtomicU64,
     /// Heads do not come one by one, and what is read may be anything.
     is_http2: AtomicBool,
+    /// Bodies of requests that were not read to their end.
+    unread: AtomicU32,
+    /// Something was written, and is not known to be with the kernel.
+    unflushed: AtomicBool,
 }
 
 /// Why a connection is ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Overdue {
+    /// Nothing was asked for a while, and what serves requests can be given back.
+    Rest,
     /// Nothing was asked for too long.
     Idle,
     /// A head does not end.
     Head,
+}
+
+/// A request's body, of which something is still to come on the connection.
+#[derive(Debug)]
+pub(crate) struct Unread(Option<Arc<Activity>>);
+
+impl Unread {
+    /// Of a request without a body, or with one that comes otherwise.
+    pub(crate) const fn nothing() -> Self {
+        Self(None)
+    }
+
+    /// To be called when it was read to its end. If it never is, the bytes that follow are not known to begin a request.
+    pub(crate) fn is_over(&mut self) {
+        if let Some(activity) = self.0.take() {
+            activity.unread.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
 }
 
 /// A request that is under way.
@@ -53,6 +80,8 @@ impl Activity {
             idle_since: AtomicU64::new(0),
             head_since: AtomicU64::new(0),
             is_http2: AtomicBool::new(false),
+            unread: AtomicU32::new(0),
+            unflushed: AtomicBool::new(false),
         }
     }
 
@@ -64,6 +93,11 @@ impl Activity {
     pub(crate) fn set_http2(&self) {
         self.is_http2.store(true, Ordering::Relaxed);
         self.head_since.store(0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn expects_body(self: &Arc<Self>) -> Unread {
+        self.unread.fetch_add(1, Ordering::Relaxed);
+        Unread(Some(Arc::clone(self)))
     }
 
     pub(crate) fn begin(self: &Arc<Self>) -> UnderWay {
@@ -79,18 +113,26 @@ impl Activity {
         }
     }
 
-    /// What is overdue now, or when to look again.
-    fn look(&self, head: Duration, idle: Duration) -> Result<Duration, Overdue> {
+    /// What is overdue now, or when to look again. `rest` is how long a connection is idle until it rests, if it can.
+    fn look(&self, head: Duration, idle: Duration, rest: Option<Duration>) -> Result<Duration, Overdue> {
         let now = Duration::from_millis(self.now());
         let since = |at: &AtomicU64| now.saturating_sub(Duration::from_millis(at.load(Ordering::Relaxed)));
         if self.busy.load(Ordering::Relaxed) > 0 {
-            return Ok(head);
+            return Ok(rest.map_or(head, |rest| rest.min(head)));
         }
         if self.head_since.load(Ordering::Relaxed) != 0 {
             return head.checked_sub(since(&self.head_since)).filter(|left| !left.is_zero()).ok_or(Overdue::Head);
         }
-        let left = idle.checked_sub(since(&self.idle_since)).filter(|left| !left.is_zero()).ok_or(Overdue::Idle)?;
-        Ok(left.min(head))
+        let since = since(&self.idle_since);
+        let left = idle.checked_sub(since).filter(|left| !left.is_zero()).ok_or(Overdue::Idle)?.min(head);
+        match rest {
+            Some(rest) if self.unread.load(Ordering::Relaxed) == 0 => match rest.checked_sub(since).filter(|left| !left.is_zero()) {
+                Some(until_rest) => Ok(left.min(until_rest)),
+                None if self.unflushed.load(Ordering::Relaxed) => Ok(left.min(rest)),
+                None => Err(Overdue::Rest),
+            },
+            _ => Ok(left),
+        }
     }
 }
 
@@ -100,21 +142,37 @@ pub(crate) struct Watch {
     activity: Arc<Activity>,
     head: Duration,
     idle: Duration,
+    rest: Option<Duration>,
     timer: Pin<Box<Sleep>>,
 }
 
 impl Watch {
     pub(crate) fn new(activity: Arc<Activity>, head: Duration, idle: Duration) -> Self {
         // What is overdue already is told when it rings.
-        let pause = activity.look(head, idle).unwrap_or_default();
-        Self { activity, head, idle, timer: Box::pin(sleep(pause)) }
+        let pause = activity.look(head, idle, None).unwrap_or_default();
+        Self { activity, head, idle, rest: None, timer: Box::pin(sleep(pause)) }
+    }
+
+    pub(crate) const fn activity(&self) -> &Arc<Activity> {
+        &self.activity
+    }
+
+    /// From now on, the connection rests when it has been idle for a moment.
+    pub(crate) fn rests(&mut self) {
+        self.rest = Some(REST);
+        self.timer.as_mut().reset(tokio::time::Instant::now() + REST);
+    }
+
+    /// It rests already, or cannot.
+    pub(crate) const fn never_rests(&mut self) {
+        self.rest = None;
     }
 
     /// Ready when something is overdue. To be polled at first, and when it rings: the task is woken then.
     pub(crate) fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<Overdue> {
         loop {
             ready!(self.timer.as_mut().poll(cx));
-            match self.activity.look(self.head, self.idle) {
+            match self.activity.look(self.head, self.idle, self.rest) {
                 Ok(pause) => self.timer.as_mut().reset(tokio::time::Instant::now() + pause.max(Duration::from_millis(10))),
                 Err(overdue) => return Poll::Ready(overdue),
             }
@@ -160,11 +218,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.activity.unflushed.store(true, Ordering::Relaxed);
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let outcome = Pin::new(&mut self.stream).poll_flush(cx);
+        if matches!(outcome, Poll::Ready(Ok(()))) {
+            self.activity.unflushed.store(false, Ordering::Relaxed);
+        }
+        outcome
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -172,6 +235,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.activity.unflushed.store(true, Ordering::Relaxed);
         Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
     }
 
@@ -188,14 +252,39 @@ mod tests {
     fn what_is_overdue_is_told() {
         let activity = Arc::new(Activity::new());
         let (head, idle) = (Duration::from_secs(10), Duration::from_secs(60));
-        assert!(activity.look(head, idle).unwrap() <= head);
-        assert_eq!(activity.look(head, Duration::ZERO), Err(Overdue::Idle));
+        assert!(activity.look(head, idle, None).unwrap() <= head);
+        assert_eq!(activity.look(head, Duration::ZERO, None), Err(Overdue::Idle));
         activity.has_read();
-        assert!(activity.look(head, Duration::ZERO).is_ok(), "a head is coming");
-        assert_eq!(activity.look(Duration::ZERO, idle), Err(Overdue::Head));
+        assert!(activity.look(head, Duration::ZERO, None).is_ok(), "a head is coming");
+        assert_eq!(activity.look(Duration::ZERO, idle, None), Err(Overdue::Head));
         let busy = activity.begin();
-        assert!(activity.look(Duration::ZERO, Duration::ZERO).is_ok());
+        assert!(activity.look(Duration::ZERO, Duration::ZERO, None).is_ok());
         drop(busy);
-        assert_eq!(activity.look(head, Duration::ZERO), Err(Overdue::Idle));
+        assert_eq!(activity.look(head, Duration::ZERO, None), Err(Overdue::Idle));
+    }
+
+    #[test]
+    fn a_connection_rests_when_nothing_is_left_of_its_requests() {
+        let activity = Arc::new(Activity::new());
+        let (head, idle, rest) = (Duration::from_secs(10), Duration::from_secs(60), Duration::from_secs(1));
+        let look = |rest| activity.look(head, idle, Some(rest));
+        assert!(look(rest).unwrap() <= rest);
+        assert_eq!(look(Duration::ZERO), Err(Overdue::Rest));
+        activity.has_read();
+        assert!(look(Duration::ZERO).is_ok(), "a head is coming");
+        let busy = activity.begin();
+        assert!(look(Duration::ZERO).is_ok(), "a request is under way");
+        drop(busy);
+        assert_eq!(look(Duration::ZERO), Err(Overdue::Rest));
+        activity.unflushed.store(true, Ordering::Relaxed);
+        assert!(look(Duration::ZERO).is_ok(), "the client does not read");
+        activity.unflushed.store(false, Ordering::Relaxed);
+        let mut read = activity.expects_body();
+        assert!(look(Duration::ZERO).is_ok(), "a body is coming");
+        read.is_over();
+        drop(read);
+        assert_eq!(look(Duration::ZERO), Err(Overdue::Rest));
+        drop(activity.expects_body());
+        assert!(look(Duration::ZERO).is_ok(), "what follows may be the rest of a body");
     }
 }

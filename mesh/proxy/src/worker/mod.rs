@@ -4,6 +4,7 @@ pub(crate) mod activity;
 mod checks;
 mod connection;
 mod listen;
+mod requests;
 
 use std::{
     io,
