@@ -1,7 +1,9 @@
 //! One line of JSON for each request, or for one of so many.
 //!
-//! A worker writes a line where the request ends and hands it to the one thread that knows the file. It never waits: what that thread
-//! cannot take is counted and gone.
+//! A worker writes a line where the request ends, and hands what it has written to the one thread that knows the file, some twenty times
+//! a second. It never waits: what that thread cannot take is counted and gone.
+
+mod line;
 
 use std::{
     cell::{Cell, RefCell},
@@ -17,12 +19,15 @@ use std::{
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread::{self, JoinHandle},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use http::{Method, Version, request::Parts, uri::Authority, uri::PathAndQuery};
+use http::{HeaderValue, Method, Version, request::Parts, uri::Authority, uri::PathAndQuery};
 use swarmesh_router::model::Upstream;
+use tokio::{sync::Notify, time::sleep};
 
+pub(crate) use self::line::rfc3339;
+use self::line::{Line, Second};
 use crate::{
     http::{body::Account, request::Client},
     metrics::{add, read},
@@ -56,6 +61,11 @@ macro_rules! fields {
 
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$field => $name,)* }
+            }
+
+            /// As a line has it before the value.
+            const fn key(self) -> &'static [u8] {
+                match self { $(Self::$field => concat!("\"", $name, "\":").as_bytes(),)* }
             }
         }
     };
@@ -136,19 +146,28 @@ impl LogCounts {
     }
 }
 
-/// Lines that may wait to be written.
-const QUEUE: usize = 4096;
-/// So many bytes are written at once.
-const BATCH: usize = 64 * 1024;
-/// Longer texts are cut: what waits must not be large.
-const LONGEST: usize = 2048;
+/// Batches that may wait to be written.
+const QUEUE: usize = 64;
+/// A batch is handed over when it has so many bytes,
+const BATCH: usize = 32 * 1024;
+/// and after this time at the latest. Waking the writer for each line would cost more than the line.
+const DELAY: Duration = Duration::from_millis(50);
+/// How often the writer looks whether its file is still in its place.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Whole lines of one worker.
+#[derive(Debug, Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    lines: u64,
+}
 
 /// The way to the file, for workers.
 #[derive(Clone, Debug)]
 pub(crate) struct Lines {
     how: Arc<AccessLog>,
     node: Arc<str>,
-    to: SyncSender<Box<[u8]>>,
+    to: SyncSender<Batch>,
     counts: Arc<LogCounts>,
 }
 
@@ -159,9 +178,9 @@ pub(crate) fn start(how: &AccessLog, node: &str, counts: Arc<LogCounts>) -> io::
         LogTarget::File(path) => Sink::File { path: path.clone(), open: None },
     };
     sink.open()?;
-    let (to, lines) = sync_channel(QUEUE);
+    let (to, batches) = sync_channel(QUEUE);
     let writers = Arc::clone(&counts);
-    let thread = thread::Builder::new().name("access-log".to_owned()).spawn(move || write_lines(&lines, sink, &writers))?;
+    let thread = thread::Builder::new().name("access-log".to_owned()).spawn(move || write_batches(&batches, sink, &writers))?;
     Ok((Lines { how: Arc::new(how.clone()), node: node.into(), to, counts }, thread))
 }
 
@@ -186,7 +205,6 @@ impl Sink {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.open()?;
         match self {
             Self::Stdout => {
                 let mut out = io::stdout().lock();
@@ -199,33 +217,31 @@ impl Sink {
     }
 }
 
-fn write_lines(lines: &Receiver<Box<[u8]>>, mut sink: Sink, counts: &LogCounts) {
-    let mut batch = Vec::new();
+fn write_batches(batches: &Receiver<Batch>, mut sink: Sink, counts: &LogCounts) {
+    let mut looked = Instant::now();
     let mut has_failed = false;
-    while let Ok(first) = lines.recv() {
-        batch.clear();
-        if has_failed {
-            // Half a line may be there already.
-            batch.push(b'\n');
-        }
-        batch.extend_from_slice(&first);
-        let mut count = 1;
-        while batch.len() < BATCH
-            && let Ok(next) = lines.try_recv()
-        {
-            batch.extend_from_slice(&next);
-            count += 1;
-        }
-        match sink.write(&batch) {
+    while let Ok(batch) = batches.recv() {
+        let mut write = || {
+            if has_failed || looked.elapsed() >= LOOK {
+                looked = Instant::now();
+                sink.open()?;
+            }
+            if has_failed {
+                // Half a line may be there already.
+                sink.write(b"\n")?;
+            }
+            sink.write(&batch.bytes)
+        };
+        match write() {
             Ok(()) => {
-                add(&counts.written, count);
+                add(&counts.written, batch.lines);
                 has_failed = false;
             }
             Err(error) => {
                 if !has_failed {
                     tracing::warn!(%error, "the access log cannot be written");
                 }
-                counts.lose(count);
+                counts.lose(batch.lines);
                 has_failed = true;
             }
         }
@@ -237,7 +253,10 @@ fn write_lines(lines: &Receiver<Box<[u8]>>, mut sink: Sink, counts: &LogCounts) 
 pub(crate) struct WorkerLog {
     lines: Lines,
     turn: Cell<u32>,
-    scratch: RefCell<Vec<u8>>,
+    batch: RefCell<Batch>,
+    /// There is a first line in a batch.
+    begun: Notify,
+    second: RefCell<Second>,
 }
 
 /// What a client asked for, before any filter was at it. Copies are references.
@@ -260,7 +279,8 @@ impl Wish {
 #[derive(Debug)]
 pub(crate) struct Entry {
     log: Rc<WorkerLog>,
-    client: std::net::SocketAddr,
+    /// Without a port.
+    client: HeaderValue,
     tls: Option<&'static str>,
     protocol: &'static str,
     asked: Option<Wish>,
@@ -273,7 +293,29 @@ pub(crate) struct Entry {
 
 impl WorkerLog {
     pub(crate) fn new(lines: Lines) -> Self {
-        Self { lines, turn: Cell::new(0), scratch: RefCell::default() }
+        Self { lines, turn: Cell::new(0), batch: RefCell::default(), begun: Notify::new(), second: RefCell::default() }
+    }
+
+    /// Hands over what was not handed over because there was too little of it. Does not end.
+    pub(crate) async fn hands_over(self: Rc<Self>) {
+        loop {
+            self.begun.notified().await;
+            sleep(DELAY).await;
+            self.hand_over();
+        }
+    }
+
+    fn hand_over(&self) {
+        let mut batch = self.batch.borrow_mut();
+        if batch.lines == 0 {
+            return;
+        }
+        // The next one will be about as long.
+        let next = Batch { bytes: Vec::with_capacity(batch.bytes.len()), lines: 0 };
+        let lines = batch.lines;
+        if self.lines.to.try_send(std::mem::replace(&mut batch, next)).is_err() {
+            self.lines.counts.lose(lines);
+        }
     }
 
     pub(crate) fn wants(&self, field: Field) -> bool {
@@ -302,7 +344,7 @@ impl WorkerLog {
     pub(crate) fn connection(self: &Rc<Self>, client: &Client, protocol: &'static str) -> Box<Entry> {
         Box::new(Entry {
             log: Rc::clone(self),
-            client: client.address,
+            client: client.address_text(),
             tls: client.tls.as_ref().map(|tls| tls.version).filter(|version| !version.is_empty()),
             protocol,
             asked: None,
@@ -316,28 +358,35 @@ impl WorkerLog {
 }
 
 impl Entry {
-    /// Hands the line over. Called once, where the request ends.
+    /// Writes the line. Called once, where the request ends.
     pub(crate) fn end(&self, account: &Account) {
-        let lines = &self.log.lines;
-        let mut out = self.log.scratch.borrow_mut();
-        out.clear();
-        self.write(account, &lines.how.fields, &mut out);
-        if lines.to.try_send(out.as_slice().into()).is_err() {
-            lines.counts.lose(1);
+        let log = &self.log;
+        let mut batch = log.batch.borrow_mut();
+        self.write(account, &log.lines.how.fields, &mut batch.bytes);
+        batch.lines += 1;
+        let (lines, length) = (batch.lines, batch.bytes.len());
+        drop(batch);
+        if length >= BATCH {
+            log.hand_over();
+        } else if lines == 1 {
+            log.begun.notify_one();
         }
     }
 
     fn write(&self, account: &Account, fields: &[Field], out: &mut Vec<u8>) {
         let took = account.begun.elapsed();
         let origin = account.lane.as_ref().map(|lane| &lane.route.origin);
-        let upstream = account.busy.as_ref().map(|busy| &busy.endpoint().upstream);
+        let endpoint = account.busy.as_ref().map(|busy| busy.endpoint());
         let place = self.asked.as_ref().and_then(|asked| asked.place.as_ref());
-        let mut line = Line { out, is_empty: true };
+        let mut line = Line::begin(out);
         for field in fields.iter().copied() {
             match field {
-                Field::Time => line.show(field, &rfc3339(SystemTime::now().checked_sub(took).unwrap_or(UNIX_EPOCH))),
+                Field::Time => {
+                    let came = SystemTime::now().checked_sub(took).unwrap_or(UNIX_EPOCH);
+                    line.time(field, came, &mut self.log.second.borrow_mut());
+                }
                 Field::Node => line.text(field, &self.log.lines.node),
-                Field::Client => line.show(field, &self.client.ip()),
+                Field::Client => line.text(field, self.client.to_str().unwrap_or_default()),
                 Field::Protocol => line.text(field, self.protocol),
                 Field::Tls => line.text(field, self.tls.unwrap_or_default()),
                 Field::Sni => line.text(field, self.sni.as_deref().unwrap_or_default()),
@@ -345,30 +394,22 @@ impl Entry {
                 Field::Host => line.text(field, place.map_or("", |(host, _)| host.as_str())),
                 Field::Path => line.text(field, place.map_or("", |(_, target)| target.path())),
                 Field::Query => line.text(field, place.and_then(|(_, target)| target.query()).unwrap_or_default()),
-                Field::Status if account.status != 0 => line.number(field, &account.status),
+                Field::Status if account.status != 0 => line.number(field, account.status.into()),
                 Field::Status => {}
-                Field::DurationMs => line.number(field, &format_args!("{:.3}", took.as_secs_f64() * 1e3)),
-                Field::Upstream => match upstream {
-                    Some(
-                        Upstream::Task { address, port, .. }
-                        | Upstream::Vip { address, port, .. }
-                        | Upstream::Published { address, port, .. },
-                    ) => line.show(field, &std::net::SocketAddr::new(*address, *port)),
-                    Some(Upstream::Host { name, port }) => line.text(field, &format!("{name}:{port}")),
-                    None => {}
-                },
+                Field::DurationMs => line.milliseconds(field, took),
+                Field::Upstream => line.text(field, endpoint.map_or("", |endpoint| &endpoint.address)),
                 Field::Task => {
-                    if let Some(Upstream::Task { task, .. }) = upstream {
+                    if let Some(Upstream::Task { task, .. }) = endpoint.map(|endpoint| &endpoint.upstream) {
                         line.text(field, task.as_str());
                     }
                 }
                 Field::Service => line.text(field, origin.map_or("", |origin| &origin.owner.name)),
                 Field::Route => line.text(field, origin.map_or("", |origin| &origin.label)),
-                Field::Received => line.number(field, &account.received.get()),
-                Field::Sent => line.number(field, &account.sent),
+                Field::Received => line.number(field, account.received.get()),
+                Field::Sent => line.number(field, account.sent),
                 Field::RequestId => line.text(field, &self.request_id),
                 Field::User => line.text(field, self.user.as_deref().unwrap_or_default()),
-                Field::Retries => line.number(field, &self.retries),
+                Field::Retries => line.number(field, self.retries.into()),
                 Field::Reason => line.text(field, self.reason.unwrap_or_default()),
             }
         }
@@ -376,69 +417,10 @@ impl Entry {
     }
 }
 
-/// An object that is being written.
-struct Line<'o> {
-    out: &'o mut Vec<u8>,
-    is_empty: bool,
-}
-
-impl Line<'_> {
-    fn key(&mut self, field: Field) {
-        self.out.push(if std::mem::take(&mut self.is_empty) { b'{' } else { b',' });
-        // Writing to a Vec does not fail, here and below.
-        let _ = write!(self.out, "\"{}\":", field.name());
+impl Drop for WorkerLog {
+    fn drop(&mut self) {
+        self.hand_over();
     }
-
-    fn number(&mut self, field: Field, value: &dyn std::fmt::Display) {
-        self.key(field);
-        let _ = write!(self.out, "{value}");
-    }
-
-    /// What needs no escaping.
-    fn show(&mut self, field: Field, value: &dyn std::fmt::Display) {
-        self.key(field);
-        let _ = write!(self.out, "\"{value}\"");
-    }
-
-    /// Left out if it is empty.
-    fn text(&mut self, field: Field, text: &str) {
-        if text.is_empty() {
-            return;
-        }
-        self.key(field);
-        let short = &text[..text.floor_char_boundary(LONGEST)];
-        // Escapes all that JSON wants escaped, ends of lines among it.
-        let _ = serde_json::to_writer(&mut *self.out, short);
-        if short.len() < text.len() {
-            self.out.pop();
-            self.out.extend_from_slice("…\"".as_bytes());
-        }
-    }
-
-    fn end(self) {
-        if self.is_empty {
-            self.out.push(b'{');
-        }
-        self.out.extend_from_slice(b"}\n");
-    }
-}
-
-/// In UTC, with milliseconds.
-pub(crate) fn rfc3339(at: SystemTime) -> impl std::fmt::Display {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    let (seconds, millis) = (since.as_secs(), since.subsec_millis());
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Years are counted from March, in eras of 400, so that the odd day is a year's last.
-    let days = days + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let (day, year) = (day - (153 * month + 2) / 5 + 1, year + era * 400);
-    let (year, month) = if month < 10 { (year, month + 3) } else { (year + 1, month - 9) };
-    std::fmt::from_fn(move |f| {
-        write!(f, "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{millis:03}Z", second / 3600, second / 60 % 60, second % 60)
-    })
 }
 
 #[cfg(test)]

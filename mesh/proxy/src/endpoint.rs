@@ -21,6 +21,8 @@ pub struct Endpoint {
     /// Never given again while the process lives.
     pub id: u64,
     pub upstream: Upstream,
+    /// Its address, or name, and port, as logs have it.
+    pub address: Box<str>,
     pub protocol: BackendProtocol,
     pub tls: Option<BackendTls>,
     /// Where sockets to it are opened; `None` for the node's own namespace.
@@ -96,7 +98,14 @@ pub struct Busy(Arc<Endpoint>);
 
 impl Endpoint {
     pub fn new(id: u64, upstream: Upstream, protocol: BackendProtocol, tls: Option<BackendTls>, foothold: Option<Arc<Foothold>>) -> Self {
-        Self { id, upstream, protocol, tls, foothold, health: Health::default(), load: AtomicU32::new(0), gone: AtomicBool::new(false) }
+        let address = match &upstream {
+            Upstream::Task { address, port, .. } | Upstream::Vip { address, port, .. } | Upstream::Published { address, port, .. } => {
+                SocketAddr::new(*address, *port).to_string()
+            }
+            Upstream::Host { name, port } => format!("{name}:{port}"),
+        };
+        let (health, load, gone) = (Health::default(), AtomicU32::new(0), AtomicBool::new(false));
+        Self { id, upstream, address: address.into(), protocol, tls, foothold, health, load, gone }
     }
 
     pub fn load(&self) -> u32 {

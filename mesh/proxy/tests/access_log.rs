@@ -156,10 +156,13 @@ fn a_renamed_file_is_let_go_and_the_last_line_is_written_before_the_end() {
     stage.get("a", "/1");
     lines(&file, 1);
     fs::rename(&file, &old).unwrap();
+    // The writer looks once a second.
+    std::thread::sleep(Duration::from_millis(1100));
     stage.get("a", "/2");
     assert_eq!(lines(&file, 1)[0]["path"], "/2");
     assert_eq!(lines(&old, 1)[0]["path"], "/1");
     fs::remove_file(&file).unwrap();
+    std::thread::sleep(Duration::from_millis(1100));
     stage.get("a", "/3");
     let counts = stage.proxy.as_ref().unwrap().shared().access_log.clone().unwrap();
     stage.proxy.take().unwrap().stop();

@@ -48,6 +48,11 @@ impl Client {
         Self { address, local, tls: None, is_trusted, written: OnceCell::new() }
     }
 
+    /// Who asks, without a port.
+    pub(crate) fn address_text(&self) -> HeaderValue {
+        self.written().address.clone()
+    }
+
     /// To be asked for when its addresses are settled.
     fn written(&self) -> &Written {
         self.written.get_or_init(|| {

@@ -297,6 +297,9 @@ const LAST_PATIENCE: Duration = Duration::from_secs(10);
 impl Worker {
     async fn run(self: Rc<Self>, number: usize, listeners: Vec<(Kind, std::net::TcpListener)>) {
         tokio::task::spawn_local(sweep(Rc::clone(&self.upstreams)));
+        if let Some(log) = &self.log {
+            tokio::task::spawn_local(Rc::clone(log).hands_over());
+        }
         if number == 0 {
             tokio::task::spawn_local(checks::check(Rc::clone(&self)));
         }
