@@ -361,7 +361,10 @@ const ROWS: &[Row<Subject>] = &[
         s.lab.wait("it has its turns again", || Ok(spread_in(&caller, vip, 4)?.values().all(|n| *n == 2)))?;
         let now = [generation(&caller)?, generation(&s.lab.task_namespace(stays))?];
         let chains = |listed: &str| listed.lines().filter(|l| l.contains("chain")).map(str::to_owned).collect::<Vec<_>>();
-        ensure!(rules.iter().zip(&now).all(|(b, a)| chains(b) == chains(a)), "chains were made anew for one endpoint");
+        for (before, after) in rules.iter().zip(&now) {
+            let (before, after) = (chains(before), chains(after));
+            ensure!(before == after, "chains were made anew for one endpoint: {before:?}, then {after:?}");
+        }
         Ok(())
     }),
     ("E28 a container takes a service's name and gives it back: the old kind is gone first", |s| {
