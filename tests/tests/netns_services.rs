@@ -17,7 +17,7 @@ use swarmesh_tests::{
     load::field,
     names::{self, Upstream, addresses, question},
     netns::{generation, within},
-    patience::patient,
+    patience::{patient, silence},
     rows::{Row, run},
 };
 
@@ -37,9 +37,9 @@ services:
     deploy: {replicas: 3, update_config: {order: start-first, parallelism: 3}}
   near:
     image: example/near
-    environment: {WHOAMI_LINGER: "4"}
+    environment: {WHOAMI_LINGER: "STAYS"}
     ports: ["8101:80"]
-    stop_grace_period: 20s
+    stop_grace_period: 60s
     deploy: {replicas: 1, labels: {swarmesh.source: local}}
   brittle:
     image: example/brittle
@@ -73,6 +73,15 @@ networks:
   front:
 "#;
 
+/// What tasks take to leave or to come, if others are to see them at it.
+fn seconds(on_an_ordinary_machine: u64) -> String {
+    silence(Duration::from_secs(on_an_ordinary_machine)).as_secs().to_string()
+}
+
+fn stack() -> String {
+    STACK.replace("STAYS", &seconds(4))
+}
+
 fn node_address(index: usize) -> IpAddr {
     IpAddr::from([192, 0, 2, 11 + u8::try_from(index).unwrap_or(0)])
 }
@@ -88,7 +97,7 @@ struct Subject {
 
 impl Subject {
     fn up() -> Result<Self> {
-        let lab = Lab::up("services", 3, STACK, &["--dns", "192.0.2.101", "--restart-delay", "0.5", "--convergence-delay", "0.5"])?;
+        let lab = Lab::up("services", 3, &stack(), &["--dns", "192.0.2.101", "--restart-delay", "0.5", "--convergence-delay", "0.5"])?;
         let upstream = Upstream::start(&lab.namespace("client1"), [192, 0, 2, 101].into())?;
         lab.settled(&NODES)?;
         Ok(Self { lab, _upstream: upstream })
@@ -106,7 +115,7 @@ impl Subject {
 
     /// Deploys the stack with more services (indented, in YAML), and waits until the agents have it.
     fn with(&self, services: &str) -> Result<()> {
-        self.deploy(&STACK.replace("networks:\n  back: {att", &format!("{services}networks:\n  back: {{att")))
+        self.deploy(&stack().replace("networks:\n  back: {att", &format!("{services}networks:\n  back: {{att")))
     }
 
     fn deploy(&self, stack: &str) -> Result<()> {
@@ -116,7 +125,7 @@ impl Subject {
     }
 
     fn restore(&self) -> Result<()> {
-        self.deploy(STACK)?;
+        self.deploy(&stack())?;
         self.lab.wait("nothing else is left", || Ok(self.lab.snapshot()?["services"].as_array().map_or(0, Vec::len) == 8))?;
         self.lab.settled(&NODES)
     }
@@ -251,7 +260,7 @@ const ROWS: &[Row<Subject>] = &[
     }),
     ("K13 E34 a service that is made again is served, under its VIP of now; its names go and come with it", |s| {
         let (old, caller) = (s.lab.vip("web", "back")?, s.caller()?);
-        let without = STACK.replace("\n  web:\n", "\n  was:\n").replace("image: example/web", "image: example/was");
+        let without = stack().replace("\n  web:\n", "\n  was:\n").replace("image: example/web", "image: example/was");
         let cut = without.find("  was:\n").zip(without.find("  near:\n")).map(|(a, b)| [&without[..a], &without[b..]].concat());
         s.deploy(&cut.context("no such service in the stack")?)?;
         s.lab.wait("its tasks are gone", || Ok(s.lab.service(&s.lab.snapshot()?, "web").is_err()))?;
@@ -401,12 +410,13 @@ const ROWS: &[Row<Subject>] = &[
         let caller = s.caller()?;
         let late = r#"  late:
     image: example/late
-    environment: {WHOAMI_READY_AFTER: "3"}
+    environment: {WHOAMI_READY_AFTER: "LATER"}
     networks: [back]
-    healthcheck: {test: [CMD, curl, -sf, "http://127.0.0.1:80/health"], interval: 300ms, retries: 20, start_period: 1s}
+    healthcheck: {test: [CMD, curl, -sf, "http://127.0.0.1:80/health"], interval: 300ms, retries: 200, start_period: 1s}
     deploy: {replicas: 1}
-"#;
-        s.lab.deploy(&STACK.replace("networks:\n  back: {att", &format!("{late}networks:\n  back: {{att")))?;
+"#
+        .replace("LATER", &seconds(3));
+        s.lab.deploy(&stack().replace("networks:\n  back: {att", &format!("{late}networks:\n  back: {{att")))?;
         s.lab.wait("it is starting", || Ok(s.lab.all_tasks("late")?.iter().any(|t| t["state"] == "starting")))?;
         s.lab.settled(&NODES)?;
         for name in ["tasks.late", "late"] {
@@ -422,7 +432,7 @@ const ROWS: &[Row<Subject>] = &[
     ("E32 names: from vip to dnsrr, the name leads to the tasks alone; and back", |s| {
         let caller = s.caller()?;
         let vip = s.lab.vip("six", "back")?;
-        s.deploy(&STACK.replace("{replicas: 2, labels: {swarmesh.drain", "{replicas: 2, endpoint_mode: dnsrr, labels: {swarmesh.drain"))?;
+        s.deploy(&stack().replace("{replicas: 2, labels: {swarmesh.drain", "{replicas: 2, endpoint_mode: dnsrr, labels: {swarmesh.drain"))?;
         s.lab.wait("it has two tasks and no VIP", || Ok(s.lab.vip("six", "back").is_err() && s.lab.all_tasks("six")?.len() == 2))?;
         s.lab.settled(&NODES)?;
         let (found, tasks) = (addresses(&caller, "six")?, s.in_back(&s.lab.tasks("six")?)?);
@@ -433,7 +443,7 @@ const ROWS: &[Row<Subject>] = &[
         Ok(())
     }),
     ("E34 a removed network's names go, those of others stay", |s| {
-        let gone = STACK.replace("networks: [back]\n    deploy: {replicas: 3", "networks: [back, side]\n    deploy: {replicas: 3");
+        let gone = stack().replace("networks: [back]\n    deploy: {replicas: 3", "networks: [back, side]\n    deploy: {replicas: 3");
         let gone = gone.replace("  front:\n", "  front:\n  side:\n").replace("networks: [back, front]", "networks: [back, front, side]");
         s.deploy(&gone)?;
         let caller = s.caller()?;
