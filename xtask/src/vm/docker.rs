@@ -129,6 +129,9 @@ export GOGC=400
 export DOCKER_RAMDISK=1
 # By its place: busybox, whose shell this may be, has a modprobe of its own, which knows no compressed modules.
 /usr/sbin/modprobe -a {MODULES} || exit 1
+# On a node, Docker's ingress sandbox forwards since the machine's first namespace does: new ones take it from there, and no engine lives
+# there here.
+echo 1 >/proc/sys/net/ipv4/ip_forward
 {{ ( {text}
 ) 2>&1; echo $? >/tmp/code; echo \"{CLOCK}$(cut -d' ' -f1 /proc/uptime)\"; }} | while IFS= read -r line; do printf '| %s\\n' \"$line\"; done >/dev/ttyS1
 exit $(cat /tmp/code)
