@@ -5,6 +5,7 @@
 
 use std::{
     future::{Future, poll_fn},
+    mem::MaybeUninit,
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
@@ -12,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::Request;
 use http_body::Body as _;
 use hyper::{
@@ -46,7 +47,9 @@ pub(super) enum Versions {
 }
 
 /// What begins HTTP/2 and no request of another version (RFC 9113, 3.4).
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// What is read of a connection that has waited.
+const HEAD: usize = 4096;
 /// How long the last word to a client may take that does not read.
 const LAST_WORD: Duration = Duration::from_secs(5);
 
@@ -74,7 +77,7 @@ where
             return;
         };
         if versions == Versions::Any {
-            versions = if *first == *PREFACE { Versions::Http2 } else { Versions::Http1 };
+            versions = if first.starts_with(PREFACE) { Versions::Http2 } else { Versions::Http1 };
         }
         stream.put_back(first);
         // Boxed, for what it needs is given back when it is over.
@@ -91,29 +94,30 @@ where
     }
 }
 
-/// Waits until a request begins, and returns the bytes that were read of it: as many as it takes to tell HTTP/2 if it `tells`.
-/// `None` if none comes.
+/// Waits until a request begins, and returns what was read of it: as much as it takes to tell HTTP/2 if it `tells`. `None` if none
+/// comes.
 async fn begins<S: AsyncRead + Unpin>(
     stream: &mut Stream<S>,
     tells: bool,
     watch: &mut Watch,
     mut ending: Pin<&mut impl Future<Output = ()>>,
 ) -> Option<Bytes> {
-    let mut room = [0; PREFACE.len()];
-    let mut length = 0;
+    let mut first = BytesMut::new();
     watch.never_rests();
     poll_fn(|cx| {
         loop {
-            let mut free = ReadBuf::new(&mut room[length..]);
-            match Pin::new(&mut *stream).poll_read(cx, &mut free) {
-                Poll::Ready(Ok(())) if free.filled().is_empty() => return Poll::Ready(None),
-                Poll::Ready(Ok(())) => length += free.filled().len(),
+            // A head at once, as a rule. The room is the poll's: who waits has none.
+            let mut room = [MaybeUninit::uninit(); HEAD];
+            let mut room = ReadBuf::uninit(&mut room);
+            match Pin::new(&mut *stream).poll_read(cx, &mut room) {
+                Poll::Ready(Ok(())) if room.filled().is_empty() => return Poll::Ready(None),
+                Poll::Ready(Ok(())) => first.extend_from_slice(room.filled()),
                 Poll::Ready(Err(_)) => return Poll::Ready(None),
                 Poll::Pending => break,
             }
-            let is_open = tells && length < PREFACE.len() && PREFACE.starts_with(&room[..length]);
+            let is_open = tells && first.len() < PREFACE.len() && PREFACE.starts_with(&first);
             if !is_open {
-                return Poll::Ready(Some(Bytes::copy_from_slice(&room[..length])));
+                return Poll::Ready(Some(first.split().freeze()));
             }
         }
         if ending.as_mut().poll(cx).is_ready() || watch.poll_overdue(cx).is_ready() {
