@@ -55,9 +55,11 @@ pub(super) fn flush(swarm: &Swarm, facts: &mut Facts) -> Result<()> {
 
 /// After [`flush`], so that what the engine does about its rules at its start is seen.
 pub(super) fn engine_restarts(swarm: &Swarm, facts: &mut Facts) -> Result<()> {
-    swarm.lab_mut().stop_engine(swarm.last(), Signal::SIGTERM)?;
-    swarm.lab_mut().start_engine(swarm.last())?;
-    swarm.lab_mut().wait_for_engine(swarm.last())?;
+    // Asked before the lab is borrowed to be changed.
+    let last = swarm.last();
+    swarm.lab_mut().stop_engine(last, Signal::SIGTERM)?;
+    swarm.lab_mut().start_engine(last)?;
+    swarm.lab_mut().wait_for_engine(last)?;
     let saw = swarm.until(LOOK * 2, || Ok(tcp(&swarm.client(), swarm.at(swarm.last(), 7000))?.answered()))?;
     facts.put("the node's engine is restarted: the port answers, counted from its API's first answer", saw)?;
     swarm.runs("web", 3)?;

@@ -282,7 +282,7 @@ impl Swarm {
 
     /// Where a name leads for a container; `vip` and `tasks` are what it might lead to.
     pub(super) fn name(&self, asker: &Path, name: &str, vip: Option<IpAddr>, tasks: &[IpAddr]) -> Result<Saw> {
-        let found = self.resolve(asker, name)?;
+        let Some(found) = self.resolve(asker, name)? else { return Ok(Saw::Reach(Reach::Silent)) };
         if found.is_empty() {
             return Ok(Saw::NoName);
         }
@@ -291,9 +291,14 @@ impl Swarm {
         Ok(Saw::Name { vip: is_vip, tasks: known, others: found.len() - known - usize::from(is_vip) })
     }
 
-    /// The addresses of a name, none for a name that is not there.
-    pub(super) fn resolve(&self, asker: &Path, name: &str) -> Result<Vec<IpAddr>> {
-        names::found(asker, name)
+    /// The addresses of a name, none for a name that is not there; nothing if nobody answers, as where an engine passes the
+    /// question on to servers that are out of reach.
+    pub(super) fn resolve(&self, asker: &Path, name: &str) -> Result<Option<Vec<IpAddr>>> {
+        match names::found(asker, name) {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if is_silence(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Polls until `done`, which is an observation and not an error if it does not happen within `limit`.
@@ -327,6 +332,11 @@ impl Swarm {
 }
 
 /// All IPv4 addresses of a namespace.
+fn is_silence(error: &anyhow::Error) -> bool {
+    let silent = [std::io::ErrorKind::WouldBlock, std::io::ErrorKind::TimedOut];
+    error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|cause| silent.contains(&cause.kind()))
+}
+
 fn addresses(namespace: &Path) -> Result<Vec<IpAddr>> {
     let output = within(namespace, || Command::new("ip").args(["-4", "-o", "addr", "show"]).output())??;
     let text = String::from_utf8_lossy(&output.stdout);

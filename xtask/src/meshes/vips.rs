@@ -63,7 +63,7 @@ pub(super) fn leaving(swarm: &Swarm, facts: &mut Facts) -> Result<()> {
                 *cut = Some(load.now());
             }
         }
-        names.push((load.now(), swarm.resolve(&api.namespace, "tasks.leave")?));
+        names.push((load.now(), swarm.resolve(&api.namespace, "tasks.leave")?.unwrap_or_default()));
         let now = swarm.tasks("leave")?;
         if let Some(gone) = before.iter().find(|b| now.iter().all(|n| n.id != b.id)) {
             break gone.clone();
@@ -234,7 +234,7 @@ pub(super) fn service_goes(swarm: &Swarm, facts: &mut Facts) -> Result<()> {
     )?;
     facts.put("then a connection to its port", Saw::Reach(tcp(&swarm.client(), target)?))?;
     facts.put("to its VIP", Saw::Reach(tcp(&api.namespace, at(vip, 80))?))?;
-    facts.put("its name goes", swarm.until(LOOK, || Ok(swarm.resolve(&api.namespace, "gone")?.is_empty()))?)?;
+    facts.put("its name goes", swarm.until(LOOK, || Ok(swarm.resolve(&api.namespace, "gone")?.is_none_or(|found| found.is_empty())))?)?;
     let web = swarm.vip("web", "back")?;
     facts.put("another service's name", swarm.name(&api.namespace, "web", Some(web), &[])?)?;
     Ok(())
