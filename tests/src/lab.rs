@@ -355,6 +355,22 @@ pub fn knock_tcp_for(path: &Path, target: SocketAddr, time: Duration) -> Result<
     .with_context(|| format!("tcp {target}"))
 }
 
+/// As [`knock_tcp`], of one who then speaks HTTP: a listener that takes connections and never says a word is silent, too.
+pub fn knock_http(path: &Path, target: SocketAddr) -> Result<Knock> {
+    let knock = knock_tcp(path, target)?;
+    if knock != Knock::Open {
+        return Ok(knock);
+    }
+    let patience = silence(SILENCE);
+    let read = within(path, move || {
+        let mut stream = TcpStream::connect_timeout(&target, patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+        stream.read(&mut [0])
+    })?;
+    Ok(if read.is_ok_and(|count| count > 0) { Knock::Open } else { Knock::Silent })
+}
+
 /// Sends one datagram from a connected socket; what comes back, if anything does.
 pub fn ask_udp(path: &Path, target: SocketAddr, text: &str) -> Result<Result<String, Knock>> {
     let text = text.to_owned();

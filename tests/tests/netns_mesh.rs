@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use swarmesh_tests::{
-    lab::{Held, Knock, Lab, ask, ask_udp, knock_tcp, knock_tcp_for, udp_socket},
+    lab::{Held, Knock, Lab, ask, ask_udp, knock_http, knock_tcp, knock_tcp_for, udp_socket},
     load::{Load, field},
     netns::{generation, within},
     patience::{patient, silence},
@@ -247,9 +247,9 @@ const ROWS: &[Row<Lab>] = &[
                 let udp = ask_udp(&lab.namespace(node), "127.0.0.1:7000".parse()?, "x")?;
                 ensure!(udp.is_ok(), "{node} by 127.0.0.1, UDP: {udp:?}");
             }
-            let knock = knock_tcp(&lab.namespace(node), "[::1]:7000".parse()?)?;
+            let knock = knock_http(&lab.namespace(node), "[::1]:7000".parse()?)?;
             ensure!(knock != Knock::Silent, "[::1] on {node}: {knock:?}");
-            let knock = knock_tcp(&lab.namespace("client1"), format!("[fd00:5741::{}]:7000", 11 + index).parse()?)?;
+            let knock = knock_http(&lab.namespace("client1"), format!("[fd00:5741::{}]:7000", 11 + index).parse()?)?;
             ensure!(knock != Knock::Silent, "{node}'s IPv6 address: {knock:?}");
         }
         Ok(())

@@ -5,6 +5,7 @@
 
 mod compact;
 mod delta;
+mod engine;
 mod file;
 mod id;
 mod objects;
@@ -13,6 +14,7 @@ mod shared_map;
 mod snapshot;
 
 pub use delta::{Changes, Delta};
+pub use engine::HostLayout;
 pub use file::{FileError, schema};
 pub use id::{Id, NetworkId, NodeId, ServiceId, TaskId};
 pub use objects::{

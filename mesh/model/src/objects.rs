@@ -216,6 +216,9 @@ pub struct Node {
     pub state: NodeState,
     #[serde(default)]
     pub availability: Availability,
+    /// The release of its engine, such as `29.7.3`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
 }
 
 /// Docker's task states, in the order a task passes through them.

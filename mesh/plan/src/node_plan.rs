@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
-use swarmesh_model::{NetworkId, Problem, Protocol, ServiceId, SharedMap, TaskId};
+use swarmesh_model::{HostLayout, NetworkId, Problem, Protocol, ServiceId, SharedMap, TaskId};
 
 use crate::{NameDelta, NamePlan, Policy, RouteDelta, RoutePlan};
 
@@ -26,6 +26,8 @@ pub struct NodePlan {
     pub published: SharedMap<PortKey, Arc<PublishedPort>>,
     /// The network that carries published ports; `None` while the swarm has none.
     pub ingress: Option<Arc<Ingress>>,
+    /// By the release of this node's engine; `None` when that is not known.
+    pub host_layout: Option<HostLayout>,
     pub names: NamePlan,
     pub routes: RoutePlan,
     pub problems: BTreeSet<Problem>,
@@ -154,6 +156,7 @@ pub struct PlanDelta {
     #[serde(serialize_with = "by_port")]
     pub published: BTreeMap<PortKey, Option<Arc<PublishedPort>>>,
     pub ingress: Option<Option<Arc<Ingress>>>,
+    pub host_layout: Option<Option<HostLayout>>,
     pub names: NameDelta,
     pub routes: RouteDelta,
     pub problems: Option<BTreeSet<Problem>>,
@@ -162,7 +165,12 @@ pub struct PlanDelta {
 impl PlanDelta {
     /// True when nothing but perhaps the version, names, routes and problems changed: nothing for the kernel's tables.
     pub fn is_empty(&self) -> bool {
-        self.vips.is_empty() && self.left.is_empty() && self.sandboxes.is_empty() && self.published.is_empty() && self.ingress.is_none()
+        self.vips.is_empty()
+            && self.left.is_empty()
+            && self.sandboxes.is_empty()
+            && self.published.is_empty()
+            && self.ingress.is_none()
+            && self.host_layout.is_none()
     }
 
     /// What turns `old` into `new`. O(both plans): for comparing plans that were made apart.
@@ -186,6 +194,7 @@ impl PlanDelta {
         };
         delta.routes = RouteDelta::between(&old.routes, &new.routes);
         delta.ingress = (old.ingress != new.ingress).then(|| new.ingress.clone());
+        delta.host_layout = (old.host_layout != new.host_layout).then_some(new.host_layout);
         delta.problems = (old.problems != new.problems).then(|| new.problems.clone());
         delta
     }
@@ -214,6 +223,9 @@ impl NodePlan {
         self.published.merge(&delta.published);
         if let Some(ingress) = &delta.ingress {
             self.ingress.clone_from(ingress);
+        }
+        if let Some(layout) = delta.host_layout {
+            self.host_layout = layout;
         }
         if let Some(problems) = &delta.problems {
             self.problems.clone_from(problems);

@@ -12,8 +12,8 @@ use std::{
 
 use serde::Serialize;
 use swarmesh_model::{
-    Delta, EndpointMode, Network, NetworkId, NodeId, NodeState, Port, Problem, Protocol, PublishMode, Service, ServiceId, ServiceNetwork,
-    SharedMap, Snapshot, Subnet, Task, TaskId, TaskState,
+    Delta, EndpointMode, HostLayout, Network, NetworkId, NodeId, NodeState, Port, Problem, Protocol, PublishMode, Service, ServiceId,
+    ServiceNetwork, SharedMap, Snapshot, Subnet, Task, TaskId, TaskState,
 };
 use swarmesh_router::dialect;
 
@@ -198,6 +198,7 @@ impl Planner {
         }
         let mut out = PlanDelta { version: delta.version, ..PlanDelta::default() };
         self.plan_ingress(&mut out, &mut dirty);
+        self.plan_host_layout(&mut out);
         self.read_services(&mut dirty);
         self.plan_sandboxes(&mut out, &mut dirty);
         self.plan_vips(&mut out, &mut dirty);
@@ -311,6 +312,12 @@ impl Planner {
         dirty.tasks.extend(self.snapshot.tasks.values().filter(|t| self.is_local(t)).map(|t| t.id.clone()));
         self.plan.ingress.clone_from(&ingress);
         out.ingress = Some(ingress);
+    }
+
+    fn plan_host_layout(&self, out: &mut PlanDelta) {
+        let node = self.context.node.as_ref().and_then(|id| self.snapshot.nodes.get(id));
+        let layout = node.and_then(|n| n.engine.as_deref()).and_then(HostLayout::of_release);
+        out.host_layout = (layout != self.plan.host_layout).then_some(layout);
     }
 
     /// Reads the dirty services' own fields, and marks each VIP and port that they claim or have given up.

@@ -151,6 +151,7 @@ prop_compose! {
             snapshot.insert_node(Node {
                 id: format!("node{number}").into(), hostname: format!("host{number}"), address: None, role: Default::default(),
                 state: if number == down { NodeState::Down } else { NodeState::Ready }, availability: Default::default(),
+                engine: ["29.7.3", "29.8.0"].get(usize::from(down)).map(|release| (*release).to_owned()),
             });
         }
         snapshot

@@ -173,6 +173,7 @@ pub(crate) fn node() -> Node {
         role: Default::default(),
         state: Default::default(),
         availability: Default::default(),
+        engine: None,
     }
 }
 

@@ -22,7 +22,7 @@ use serde_json::Value;
 use swarmesh_tests::{
     agents,
     dockerlab::residue,
-    lab::{Held, Knock, ask, ask_udp, get_in, knock_tcp, knock_tcp_for, spread_in, udp_socket},
+    lab::{Held, Knock, ask, ask_udp, get_in, knock_http, knock_tcp, knock_tcp_for, spread_in, udp_socket},
     load::{Load, field},
     netns::within,
     rows::{Row, run},
@@ -83,9 +83,9 @@ const ROWS: &[Row<Swarm>] = &[
                 let udp = ask_udp(&swarm.node(node), "127.0.0.1:7000".parse()?, "x")?;
                 ensure!(udp.is_ok(), "n{} by 127.0.0.1, UDP: {udp:?}", node + 1);
             }
-            let knock = knock_tcp(&swarm.node(node), "[::1]:7000".parse()?)?;
+            let knock = knock_http(&swarm.node(node), "[::1]:7000".parse()?)?;
             ensure!(knock != Knock::Silent, "[::1] on n{}: {knock:?}", node + 1);
-            let knock = knock_tcp(&swarm.client(1), format!("[2001:db8::{}]:7000", 11 + node).parse()?)?;
+            let knock = knock_http(&swarm.client(1), format!("[2001:db8::{}]:7000", 11 + node).parse()?)?;
             ensure!(knock != Knock::Silent, "n{}'s IPv6 address: {knock:?}", node + 1);
         }
         Ok(())

@@ -340,6 +340,7 @@ fn ours(way: Way, directory: &std::path::Path) -> Result<NetfilterPlane> {
         role: Default::default(),
         state: Default::default(),
         availability: Default::default(),
+        engine: None,
     });
     let web = task(0, 0);
     snapshot.insert_service(Service {

@@ -71,6 +71,7 @@ pub(crate) fn snapshot(services: u32, tasks: u32) -> Snapshot {
             role: Default::default(),
             state: Default::default(),
             availability: Default::default(),
+            engine: None,
         });
     }
     for service in 0..services {

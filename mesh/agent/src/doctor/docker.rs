@@ -8,13 +8,12 @@ use std::{
 };
 
 use serde_json::Value;
+use swarmesh_model::HostLayout;
 
 use super::{Finding, Subject, tools::run};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 const LARGEST: u64 = 16 * 1024 * 1024;
-/// The first with host rules of another kind.
-const NEW_LAYOUT: (u32, u32) = (29, 8);
 
 pub(super) fn docker(subject: &Subject) -> Vec<Finding> {
     let mut findings = vec![layout_by_rules()];
@@ -36,8 +35,11 @@ pub(super) fn docker(subject: &Subject) -> Vec<Finding> {
     let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
     let release = text(&version["Version"]);
     findings.push(Finding::ok("docker", format!("{release}, API {}", text(&version["ApiVersion"]))));
-    if let Some(number) = number(&release) {
-        let which = if number < NEW_LAYOUT { "up to 29.7: chain DOCKER-INGRESS" } else { "29.8 and newer: ordinary port mappings" };
+    if let Some(layout) = HostLayout::of_release(&release) {
+        let which = match layout {
+            HostLayout::IngressChains => "up to 29.7: chain DOCKER-INGRESS",
+            HostLayout::PortMappings => "29.8 and newer: ordinary port mappings",
+        };
         findings.push(Finding::info("docker's rules, by version", which));
     }
     match get(url, "/info") {
@@ -109,11 +111,6 @@ fn layout_by_rules() -> Finding {
     }
 }
 
-fn number(release: &str) -> Option<(u32, u32)> {
-    let mut parts = release.split(['.', '-', '+']).map_while(|p| p.parse().ok());
-    Some((parts.next()?, parts.next()?))
-}
-
 /// HTTP/1.0, so that the end of the answer is the end of the connection.
 fn get(url: &str, path: &str) -> io::Result<Value> {
     let request = format!("GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n");
@@ -165,8 +162,6 @@ mod tests {
         assert_eq!(parse(b"HTTP/1.0 200 OK\r\nA: b\r\n\r\n{\"x\":1}").unwrap()["x"], 1);
         assert!(parse(b"HTTP/1.0 503 Not now\r\n\r\n{}").unwrap_err().to_string().contains("503 Not now"));
         assert!(parse(b"SSH-2.0").is_err());
-        assert_eq!(number("29.8.0-rc.1"), Some((29, 8)));
-        assert_eq!(number("dev"), None);
     }
 
     #[test]

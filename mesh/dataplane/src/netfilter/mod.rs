@@ -243,7 +243,9 @@ impl NetfilterPlane {
         } else {
             self.change_ingress(&changes, now);
         }
-        if self.node.is_none() && needed {
+        // Another release of Docker has other rules: its restart has changed more than the plan says.
+        let rearranged = self.node.is_some() && delta.host_layout.is_some();
+        if (self.node.is_none() && needed) || rearranged {
             self.attempt(&Place::Node, now, Self::sync);
         } else {
             self.change_node(&changes, now);

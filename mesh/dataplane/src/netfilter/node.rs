@@ -11,7 +11,7 @@ use std::{
 
 use ipnet::IpNet;
 use swarmesh_kernel::{Family, FlowFilter, Interface, Kernel, NftOp, SetName};
-use swarmesh_model::Protocol;
+use swarmesh_model::{HostLayout, Protocol};
 use swarmesh_plan::{NodePlan, PortKey, PublishedPort};
 
 use super::{
@@ -82,8 +82,12 @@ impl NodeTable {
         let interfaces = self.table.ns.interfaces()?;
         let bridge = find_bridge(&interfaces, ingress)?;
         check_name(&bridge.name)?;
-        let chains = self.table.ns.chains(Family::Ip, "filter")?.unwrap_or_default();
-        let old_layout = chains.iter().any(|c| c == "DOCKER-INGRESS");
+        // Docker makes the chain as late as with the first published port's first task on this node, and where iptables is
+        // not nftables, nobody but itself sees it: where the release is known, it says what is coming.
+        let old_layout = match node.host_layout {
+            Some(layout) => layout == HostLayout::IngressChains,
+            None => self.table.ns.chains(Family::Ip, "filter")?.unwrap_or_default().iter().any(|c| c == "DOCKER-INGRESS"),
+        };
         let parameters = NodeParameters {
             bridge: bridge.name.clone(),
             sandbox4: ingress.address4,

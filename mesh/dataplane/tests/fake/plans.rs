@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use swarmesh_model::Protocol::Tcp;
+use swarmesh_model::{HostLayout, Protocol::Tcp};
 use swarmesh_plan::PlanDelta;
 use swarmesh_plan::Policy;
 
@@ -49,6 +49,31 @@ fn ipv6_has_a_way_of_its_own() {
     let loaded = world.node().scripts().concat();
     assert!(loaded.contains("ip6 daddr fd00:18::2 ct status dnat ip6 saddr fd00:18::/64 snat ip6 to fd00:5741::1\n"), "{loaded}");
     assert!(!loaded.contains("fe80"), "{loaded}");
+}
+
+/// Docker's silent listener comes with a published port's first task and its chains no earlier, so neither is waited for where
+/// the release says what will come. An engine that is replaced brings the other rules with it.
+#[test]
+fn ipv6_without_a_way_is_refused_by_the_engines_release() {
+    let mut world = World::with(rich());
+    for (layout, wanted) in [
+        (None, false),
+        (Some(HostLayout::IngressChains), true),
+        (Some(HostLayout::PortMappings), false),
+        (Some(HostLayout::IngressChains), true),
+        (None, false),
+    ] {
+        let mut plan = rich();
+        plan.0.host_layout = layout;
+        world.apply(plan);
+        world.is_exact();
+        let refuses = world.node().scripts().last().unwrap().contains("meta nfproto ipv6 meta l4proto . th dport @published goto refuse");
+        assert_eq!((refuses, world.plane.status(world.now).host.unwrap().old_layout), (wanted, wanted), "{layout:?}");
+    }
+    // Of no known release, the chain is what tells.
+    swarmesh_kernel::Kernel::open_current(&world.kernel).unwrap().load_script("table ip filter { chain DOCKER-INGRESS { } }").unwrap();
+    world.audit();
+    assert!(world.node().scripts().last().unwrap().contains("meta nfproto ipv6 meta l4proto . th dport @published goto refuse"));
 }
 
 #[test]

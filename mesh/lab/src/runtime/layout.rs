@@ -12,6 +12,7 @@ use swarmesh_model::NetworkId;
 use super::{
     RuntimeError,
     error::Doing,
+    listener::Listener,
     names::{LabName, netns_path},
     netns,
     protocol::Setup,
@@ -171,6 +172,10 @@ pub(crate) struct NodeLayout {
     /// Addresses on docker_gwbridge.
     pub(super) gateways: BTreeSet<Ipv4Addr>,
     ports: BTreeSet<Published>,
+    /// A port has been published since the node was booted.
+    has_ingress_chains: bool,
+    /// Docker's, up to 29.7: one for each published port, which nobody ever accepts from.
+    listeners: BTreeMap<Published, Listener>,
 }
 
 impl NodeLayout {
@@ -187,6 +192,8 @@ impl NodeLayout {
             overlays: BTreeMap::new(),
             gateways: BTreeSet::new(),
             ports: BTreeSet::new(),
+            has_ingress_chains: false,
+            listeners: BTreeMap::new(),
         }
     }
 
@@ -234,9 +241,6 @@ impl NodeLayout {
             netns::within(&netns_path(&netns), || netns::sysctl(&[("net/ipv6/conf/all/forwarding", "1")]))?;
         }
         batch.run(&netns)?;
-        if self.layout == Layout::Docker29_7 {
-            netns::within(&netns_path(&netns), || netns::sysctl(&[("net/ipv4/conf/docker_gwbridge/route_localnet", "1")]))?;
-        }
         self.restore(rules::node)?;
         if let Some((endpoint, overlay)) = ingress {
             self.create_ingress_sandbox(endpoint, overlay)?;
@@ -256,6 +260,8 @@ impl NodeLayout {
         self.overlays.clear();
         self.gateways.clear();
         self.ports.clear();
+        self.has_ingress_chains = false;
+        self.listeners.clear();
         let dir = self.lab.node_netns_dir(&self.hostname);
         fs::remove_dir_all(&dir).doing(|| format!("removing {}", dir.display()))
     }
@@ -335,8 +341,28 @@ impl NodeLayout {
 
     /// Brings the node's published ports to this set.
     pub(crate) fn publish_ports(&mut self, ports: &BTreeSet<Published>) -> Result<(), RuntimeError> {
+        if self.layout == Layout::Docker29_7 {
+            self.listen(ports)?;
+            if !self.has_ingress_chains && !ports.is_empty() {
+                netns::within(&netns_path(&self.netns()), || netns::sysctl(&[("net/ipv4/conf/docker_gwbridge/route_localnet", "1")]))?;
+                self.restore(rules::ingress_chains)?;
+                self.has_ingress_chains = true;
+            }
+        }
         self.restore(|layout, v6| rules::ingress_ports(layout, v6, &self.ports, ports))?;
         self.ports.clone_from(ports);
+        Ok(())
+    }
+
+    fn listen(&mut self, ports: &BTreeSet<Published>) -> Result<(), RuntimeError> {
+        self.listeners.retain(|port, _| ports.contains(port));
+        let new: Vec<Published> = ports.difference(&self.ports).copied().collect();
+        if !new.is_empty() {
+            let opened = netns::within(&netns_path(&self.netns()), || {
+                Ok(new.into_iter().filter_map(|port| Some((port, Listener::open(port)?))).collect::<Vec<_>>())
+            })?;
+            self.listeners.extend(opened);
+        }
         Ok(())
     }
 

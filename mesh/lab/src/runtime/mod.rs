@@ -6,6 +6,7 @@ mod control;
 mod error;
 mod health;
 mod layout;
+mod listener;
 mod names;
 mod netns;
 mod process;

@@ -32,43 +32,43 @@ pub enum Layout {
     Bare,
 }
 
+impl Layout {
+    /// Of an engine that has made these rules.
+    pub(crate) fn release(self) -> Option<&'static str> {
+        match self {
+            Self::Docker29_7 => Some("29.7.3"),
+            Self::Docker29_8 => Some("29.8.0"),
+            Self::Bare => None,
+        }
+    }
+}
+
 /// A port that every node publishes.
 pub(crate) type Published = (Protocol, u16);
 
 /// What a node has before anything runs on it, for one family of addresses. With IPv6 the bridge is docker_gwbridge alone.
 pub(crate) fn node(layout: Layout, v6: bool) -> Option<String> {
-    let ingress = match layout {
-        // Docker never led IPv6 to its mesh by these.
-        Layout::Docker29_7 => !v6,
-        Layout::Docker29_8 => false,
-        Layout::Bare => return None,
-    };
+    if layout == Layout::Bare {
+        return None;
+    }
     let (network, loopback) = if v6 { (GWBRIDGE_NET_V6, "::1/128") } else { (GWBRIDGE_NET, "127.0.0.0/8") };
-    let only = |text: &'static str| if ingress { text } else { "" };
-    let (declare, nat_jumps, nat_end, forward_jump) = (
-        only(":DOCKER-INGRESS - [0:0]\n"),
-        only("-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER-INGRESS\n-A OUTPUT -m addrtype --dst-type LOCAL -j DOCKER-INGRESS\n"),
-        only("-A DOCKER-INGRESS -j RETURN\n"),
-        only("-A DOCKER-FORWARD -j DOCKER-INGRESS\n"),
-    );
-    let localhost = only("-A POSTROUTING -o docker_gwbridge -m addrtype --src-type LOCAL -j MASQUERADE\n");
     let rules = format!(
         "*raw
 {raw}COMMIT
 *nat
 :DOCKER - [0:0]
-{declare}{nat_jumps}-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
 -A OUTPUT ! -d {loopback} -m addrtype --dst-type LOCAL -j DOCKER
-{localhost}-A POSTROUTING -s {network} ! -o {GWBRIDGE} -j MASQUERADE
+-A POSTROUTING -s {network} ! -o {GWBRIDGE} -j MASQUERADE
 -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
-{nat_end}COMMIT
+COMMIT
 *filter
 :FORWARD DROP [0:0]
 :DOCKER - [0:0]
 :DOCKER-BRIDGE - [0:0]
 :DOCKER-CT - [0:0]
 :DOCKER-FORWARD - [0:0]
-{declare}:DOCKER-INTERNAL - [0:0]
+:DOCKER-INTERNAL - [0:0]
 :DOCKER-USER - [0:0]
 -A FORWARD -j DOCKER-USER
 -A FORWARD -j DOCKER-FORWARD
@@ -78,18 +78,40 @@ pub(crate) fn node(layout: Layout, v6: bool) -> Option<String> {
 -A DOCKER-BRIDGE -o {GWBRIDGE} -j DOCKER
 -A DOCKER-CT -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 -A DOCKER-CT -o {GWBRIDGE} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-{forward_jump}-A DOCKER-FORWARD -j DOCKER-CT
+-A DOCKER-FORWARD -j DOCKER-CT
 -A DOCKER-FORWARD -j DOCKER-INTERNAL
 -A DOCKER-FORWARD -j DOCKER-BRIDGE
 -A DOCKER-FORWARD -i docker0 -j ACCEPT
 -A DOCKER-FORWARD -i {GWBRIDGE} -o {GWBRIDGE} -j DROP
 -A DOCKER-FORWARD -i {GWBRIDGE} ! -o {GWBRIDGE} -j ACCEPT
-{nat_end}COMMIT
+COMMIT
 ",
         raw = direct_access('A', gateway_of(INGRESS_GATEWAY, v6)),
     );
     let is_there = |line: &&str| !(v6 && line.contains("docker0"));
     Some(rules.lines().filter(is_there).flat_map(|line| [line, "\n"]).collect())
+}
+
+/// What a node gets with its first published port, and keeps.
+pub(crate) fn ingress_chains(layout: Layout, v6: bool) -> Option<String> {
+    // Docker never led IPv6 to its mesh by these.
+    (layout == Layout::Docker29_7 && !v6).then(|| {
+        format!(
+            "*nat
+:DOCKER-INGRESS - [0:0]
+-I PREROUTING -m addrtype --dst-type LOCAL -j DOCKER-INGRESS
+-I OUTPUT -m addrtype --dst-type LOCAL -j DOCKER-INGRESS
+-I POSTROUTING -o {GWBRIDGE} -m addrtype --src-type LOCAL -j MASQUERADE
+-A DOCKER-INGRESS -j RETURN
+COMMIT
+*filter
+:DOCKER-INGRESS - [0:0]
+-I DOCKER-FORWARD -j DOCKER-INGRESS
+-A DOCKER-INGRESS -j RETURN
+COMMIT
+"
+        )
+    })
 }
 
 /// Nobody but the bridge's own members may address a container's docker_gwbridge address.
@@ -229,8 +251,13 @@ mod tests {
 
     #[test]
     fn only_docker_up_to_29_7_has_its_ingress_chain() {
-        assert!(node(Layout::Docker29_7, false).unwrap().contains("DOCKER-INGRESS"));
-        assert!(!node(Layout::Docker29_8, false).unwrap().contains("DOCKER-INGRESS"));
+        assert!(ingress_chains(Layout::Docker29_7, false).unwrap().contains("DOCKER-INGRESS"));
+        for layout in [Layout::Docker29_7, Layout::Docker29_8] {
+            assert!(!node(layout, false).unwrap().contains("DOCKER-INGRESS"), "before the first port");
+        }
+        for (layout, v6) in [(Layout::Docker29_8, false), (Layout::Bare, false), (Layout::Docker29_7, true)] {
+            assert_eq!(ingress_chains(layout, v6), None);
+        }
         assert_eq!(node(Layout::Bare, false), None);
     }
 

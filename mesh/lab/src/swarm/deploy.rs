@@ -148,6 +148,7 @@ pub fn snapshot_of(stack: &Stack, nodes: usize) -> Result<Snapshot, StackError> 
         address_v6: None,
         role: if number == 1 { Role::Manager } else { Role::Worker },
         labels: BTreeMap::new(),
+        engine: None,
     });
     // Docker's /24 is too small for some plans that are worth looking at.
     let tasks: u64 = stack.services.iter().map(|s| if let Mode::Replicated { replicas } = s.spec.mode { replicas } else { 0 }).sum();

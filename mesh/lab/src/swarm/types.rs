@@ -49,6 +49,9 @@ pub struct NodeSpec {
     pub role: Role,
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// The release of its engine, such as `29.7.3`.
+    #[serde(default)]
+    pub engine: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -71,6 +71,7 @@ impl Swarm {
                 role: record.spec.role,
                 state: if record.up { NodeState::Ready } else { NodeState::Down },
                 availability: record.availability,
+                engine: record.spec.engine.clone(),
             });
         }
         snapshot

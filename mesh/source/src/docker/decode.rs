@@ -404,6 +404,7 @@ impl FromDocker for Node {
             .flatten()
             .filter_map(|text| text.parse::<IpAddr>().ok())
             .find(|address| !address.is_unspecified() && !address.is_loopback());
-        notes.done(Self { id: wire.id.into(), hostname: wire.description.hostname, address, role, state, availability })
+        let engine = Some(wire.description.engine.engine_version).filter(|release| !release.is_empty());
+        notes.done(Self { id: wire.id.into(), hostname: wire.description.hostname, address, role, state, availability, engine })
     }
 }

@@ -128,11 +128,12 @@ fn nodes() {
         (node.hostname.as_str(), node.role, node.state, node.availability),
         ("n1", Role::Manager, NodeState::Ready, Availability::Active)
     );
+    assert_eq!(node.engine.as_deref(), Some("20.10.24"));
     let behind = NODE.replace(r#""State":"ready","Addr":"192.0.2.11""#, r#""State":"disconnected","Addr":"0.0.0.0""#);
     let node: Node = good(&behind);
     assert_eq!((node.address, node.state), (Some("192.0.2.11".parse().unwrap()), NodeState::Disconnected));
     let six: Node = good(r#"{"ID":"n","Status":{"Addr":"::"},"ManagerStatus":{"Addr":"[2001:db8::7]:2377"}}"#);
-    assert_eq!(six.address, Some("2001:db8::7".parse().unwrap()));
+    assert_eq!((six.address, six.engine), (Some("2001:db8::7".parse().unwrap()), None));
     let (node, _) = noted::<Node>(&NODE.replace("active", "resting"));
     assert_eq!(node.availability, Availability::Active);
 }

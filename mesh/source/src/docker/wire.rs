@@ -107,7 +107,8 @@ wire! {
         "ManagerStatus" manager_status: ManagerStatus,
     }
     struct NodeSpec { "Role" role: String, "Availability" availability: String }
-    struct NodeDescription { "Hostname" hostname: String }
+    struct NodeDescription { "Hostname" hostname: String, "Engine" engine: NodeEngine }
+    struct NodeEngine { "EngineVersion" engine_version: String }
     struct NodeStatus { "State" state: String, "Addr" addr: String }
     struct ManagerStatus { "Addr" addr: String }
 

@@ -67,6 +67,7 @@ impl Supervisor {
             address_v6: Some(address_v6(node_address(number))),
             role: if number <= setup.managers { Role::Manager } else { Role::Worker },
             labels: Default::default(),
+            engine: setup.layout.release().map(str::to_owned),
         });
         let swarm = Swarm::new(SwarmConfig {
             nodes: nodes.collect(),

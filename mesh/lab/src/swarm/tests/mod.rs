@@ -23,6 +23,7 @@ pub(super) fn config(nodes: usize) -> SwarmConfig {
         address_v6: None,
         role: if number == 1 { Role::Manager } else { Role::Worker },
         labels: BTreeMap::from([("parity".to_owned(), if number.is_multiple_of(2) { "even" } else { "odd" }.to_owned())]),
+        engine: None,
     };
     SwarmConfig { nodes: (1..=nodes).map(node).collect(), ..SwarmConfig::default() }
 }
