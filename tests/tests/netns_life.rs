@@ -355,13 +355,22 @@ networks:
         ensure!(lab.get_from_task(&caller, SocketAddr::new(lab.vip("single", "back")?, 80)).is_ok(), "another service was disturbed");
         Ok(())
     }),
-    ("E39 a local listener on a published port disturbs nothing", |lab| {
-        let namespace = lab.namespace("node1");
-        let listener = within(&namespace, || std::net::TcpListener::bind("0.0.0.0:8000"))??;
-        let answer = lab.get("client1", SocketAddr::new(node_address(0), 8000));
+    ("E39 a port that somebody on a node has already is published all the same", |lab| {
+        let listener = within(&lab.namespace("node1"), || std::net::TcpListener::bind("0.0.0.0:9091"))??;
+        listener.set_nonblocking(true)?;
+        lab.deploy(&stack().replace("\"8000:53/udp\"]", "\"8000:53/udp\", \"9091:80\"]"))?;
+        let target = SocketAddr::new(node_address(0), 9091);
+        lab.wait("the port answers", || Ok(lab.get("client1", target).is_ok()))?;
+        // Until it was published, it was theirs.
+        while listener.accept().is_ok() {}
+        lab.get("client1", target)?;
+        let accepted = listener.accept();
+        ensure!(accepted.is_err(), "who had the port was asked: {accepted:?}");
         drop(listener);
-        ensure!(answer.is_ok(), "{answer:?}");
-        Ok(())
+        lab.get("client1", target).context("when the port is free again")?;
+        lab.deploy(&stack())?;
+        lab.wait("the port is closed again", || Ok(knock_tcp(&lab.namespace("client1"), target)? == Knock::Refused))?;
+        wait_for_tasks(lab, "web", 6)
     }),
     ("E33 a failed node's tasks leave, and are back when it is", |lab| {
         let task = lab
