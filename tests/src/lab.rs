@@ -1,6 +1,7 @@
 //! The emulator as a test subject: a swarm without Docker, brought up for one test and taken down with it.
 
 use std::{
+    collections::BTreeSet,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     path::{Path, PathBuf},
@@ -10,6 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 
 use crate::{
     load::{field, request},
@@ -336,6 +338,14 @@ pub fn knock_tcp(path: &Path, target: SocketAddr) -> Result<Knock> {
     knock_tcp_for(path, target, SILENCE)
 }
 
+/// A socket of no one server's, on a port of the client's own choice. Of `family`'s address family.
+pub fn udp_socket_from(port: u16, family: SocketAddr) -> std::io::Result<UdpSocket> {
+    let local: SocketAddr = if family.is_ipv6() { ([0u16; 8], port).into() } else { ([0, 0, 0, 0], port).into() };
+    let socket = UdpSocket::bind(local)?;
+    socket.set_read_timeout(Some(silence(SILENCE)))?;
+    Ok(socket)
+}
+
 /// What does not answer within `time` is silent.
 pub fn knock_tcp_for(path: &Path, target: SocketAddr, time: Duration) -> Result<Knock> {
     let patience = silence(time);
@@ -369,6 +379,37 @@ pub fn knock_http(path: &Path, target: SocketAddr) -> Result<Knock> {
         stream.read(&mut [0])
     })?;
     Ok(if read.is_ok_and(|count| count > 0) { Knock::Open } else { Knock::Silent })
+}
+
+/// One port of a client's speaks to one task by each of `targets` at once, TCP and UDP, and whoever was asked answers.
+pub fn speak_from_one_port(client: &Path, targets: &[SocketAddr]) -> Result<()> {
+    // By turns, so that each is the first once.
+    for turn in 0..targets.len() {
+        let port = 33_000 + u16::try_from(turn)?;
+        let order: Vec<SocketAddr> = targets[turn..].iter().chain(&targets[..turn]).copied().collect();
+        let mut held = Vec::new();
+        for target in &order {
+            held.push(Held::open_from(client, port, *target)?);
+            for connection in &mut held {
+                connection.talk().with_context(|| format!("when {target} was asked"))?;
+            }
+        }
+        let seen: BTreeSet<&str> = held.iter().map(Held::task).collect();
+        ensure!(seen.len() == 1, "one task was asked for: {seen:?}");
+        // The end of one is not the others'.
+        held.remove(0);
+        for connection in &mut held {
+            connection.talk().context("when the first one had ended")?;
+        }
+        let any = order.first().copied().context("nobody to ask")?;
+        let socket = within(client, move || udp_socket_from(port, any))??;
+        for asked in order {
+            socket.send_to(b"who", asked)?;
+            let (_, from) = socket.recv_from(&mut [0; 2048]).with_context(|| format!("{asked} does not answer"))?;
+            ensure!(from == asked, "asked {asked}, answered by {from}");
+        }
+    }
+    Ok(())
 }
 
 /// Sends one datagram from a connected socket; what comes back, if anything does.
@@ -412,12 +453,30 @@ impl Held {
     pub fn open(path: &Path, target: SocketAddr) -> Result<Self> {
         let stream =
             within(path, move || TcpStream::connect_timeout(&target, patient(PATIENCE)))?.with_context(|| format!("connect {target}"))?;
+        Self::greet(stream)
+    }
+
+    fn greet(stream: TcpStream) -> Result<Self> {
         stream.set_read_timeout(Some(patient(Duration::from_secs(3))))?;
         let mut held = Self { stream, greeting: String::new() };
         held.stream.write_all(b"hello\n")?;
         held.greeting = held.line()?;
         held.line()?;
         Ok(held)
+    }
+
+    /// As [`Self::open`], from a port that other connections of the client's may have, too.
+    pub fn open_from(path: &Path, port: u16, target: SocketAddr) -> Result<Self> {
+        let local: SocketAddr = if target.is_ipv6() { ([0u16; 8], port).into() } else { ([0, 0, 0, 0], port).into() };
+        let stream = within(path, move || -> std::io::Result<TcpStream> {
+            let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+            socket.set_reuse_address(true)?;
+            socket.bind(&local.into())?;
+            socket.connect_timeout(&target.into(), patient(PATIENCE))?;
+            Ok(socket.into())
+        })?
+        .with_context(|| format!("connect {target} from port {port}"))?;
+        Self::greet(stream)
     }
 
     /// Says something and waits for the echo.

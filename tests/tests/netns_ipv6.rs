@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use swarmesh_tests::{
-    lab::{Held, Knock, Lab, ask, ask_udp, knock_tcp, knock_tcp_for, spread_in, udp_socket},
+    lab::{Held, Knock, Lab, ask, ask_udp, knock_tcp, knock_tcp_for, speak_from_one_port, spread_in, udp_socket},
     load::field,
     netns::{generation, within},
     patience::patient,
@@ -43,6 +43,11 @@ services:
     image: example/bound
     ports: ["7005:80"]
     deploy: {replicas: 1, labels: {swarmesh.bind: "fd00:5741::11, 192.0.2.12"}}
+  lone:
+    image: example/lone
+    environment: *both
+    ports: ["7012:80/tcp", "7012:53/udp"]
+    deploy: {replicas: 1}
   loopback:
     image: example/loopback
     ports: ["7006:80"]
@@ -109,6 +114,10 @@ const ROWS: &[Row<Lab>] = &[
             }
         }
         Ok(())
+    }),
+    ("S37 one port of a client speaks to one task through every node at once, TCP and UDP", |lab| {
+        let targets: Vec<SocketAddr> = NODES.iter().enumerate().map(|(index, _)| on_node(index, 7012)).collect();
+        speak_from_one_port(&lab.namespace("client1"), &targets)
     }),
     ("S2 any local address of the node answers, its bridge's included; E45 [::1] is refused at once", |lab| {
         for (index, node) in NODES.iter().enumerate() {

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use swarmesh_tests::{
-    lab::{Held, Knock, Lab, ask, ask_udp, knock_http, knock_tcp, knock_tcp_for, udp_socket},
+    lab::{Held, Knock, Lab, ask, ask_udp, knock_http, knock_tcp, knock_tcp_for, speak_from_one_port, udp_socket},
     load::{Load, field},
     netns::{generation, within},
     patience::{patient, silence},
@@ -92,6 +92,11 @@ services:
     environment: {WHOAMI_TCP: "80"}
     ports: ["7010:90"]
     networks: [back]
+    deploy: {replicas: 1}
+  lone:
+    image: example/lone
+    environment: *both
+    ports: ["7012:80/tcp", "7012:53/udp"]
     deploy: {replicas: 1}
   six:
     image: example/six
@@ -400,6 +405,10 @@ const ROWS: &[Row<Lab>] = &[
             ensure!(outcome.failed == 0 && outcome.attempted > 20, "{outcome:?}");
         }
         Ok(())
+    }),
+    ("S37 one port of a client speaks to one task through every node at once, TCP and UDP", |lab| {
+        let targets: Vec<SocketAddr> = NODES.iter().enumerate().map(|(index, _)| at(node_address(index), 7012)).collect();
+        speak_from_one_port(&lab.namespace("client1"), &targets)
     }),
     ("K4 affinity survives changes of other services", |lab| {
         let ask = || -> Result<Vec<String>> {

@@ -500,6 +500,11 @@ pub(crate) fn task_skeleton(p: &TaskParameters) -> Skeleton {
              \t\tdnat ip6 to meta l4proto . th dport map @port6\n\
              \t\tmeta l4proto {{ tcp, udp, sctp }} drop\n"
         );
+        // Two entry nodes may send what one port of a client says to each, and only here it meets: connection tracking tells them
+        // apart by a zone of the entry node's, the last two bytes of its MAC. Answers are all of one zone, so if a client's port is
+        // taken by another entry node's connection, address translation finds another port for it.
+        let entry_node = format!("\t\tiifname \"{leg}\" ct original zone set @ll,80,16\n");
+        chains.push(("entry_node", "type filter hook prerouting priority -300; policy accept;", entry_node));
         chains.push(("stray", "type filter hook prerouting priority -150; policy accept;", stray));
         chains.push(("answer", "type route hook output priority -150; policy accept;", answer));
         chains.push((DELIVER, "type nat hook prerouting priority -110; policy accept;", deliver));

@@ -194,17 +194,22 @@ fn flows_are_forgotten_by_each_part_of_a_filter() {
             (FlowFilter { v6: Some(v6), ..udp }, &[]),
         ];
         let mut conntrack = ConntrackSocket::open(&scratch.ns).unwrap();
-        for (filter, left) in table {
+        // As they are, and tracked in a zone of their first direction's, as a task's are.
+        let zone = "table inet zone { chain o { type filter hook output priority -300; ct original zone set 0x1234\n }\n }";
+        for (zoned, (filter, left)) in table.iter().map(|row| (false, row)).chain(table.iter().map(|row| (true, row))) {
+            load_script(&scratch.ns, &format!("table inet zone {{ }}\ndelete table inet zone\n{}", if zoned { zone } else { "" })).unwrap();
             scratch.run("conntrack -F");
             send(&scratch, v6, &targets);
             assert_eq!(flows(&scratch, v6).keys().count(), 4, "{:?}", flows(&scratch, v6));
-            conntrack.flush(&filter).unwrap();
+            let family = if v6 { "ipv6" } else { "ipv4" };
+            assert_eq!(scratch.run(&format!("conntrack -L -p udp -f {family}")).contains("zone-orig=4660"), zoned);
+            conntrack.flush(filter).unwrap();
             let found: Vec<String> = flows(&scratch, v6).into_keys().collect();
             let mut expected: Vec<String> = left.iter().map(|index| all[*index].clone()).collect();
             expected.sort();
-            assert_eq!(found, expected, "{filter:?}");
+            assert_eq!(found, expected, "{filter:?}, in a zone: {zoned}");
             // Nothing to forget is fine.
-            conntrack.flush(&filter).unwrap();
+            conntrack.flush(filter).unwrap();
         }
         assert!(matches!(conntrack.flush(&FlowFilter::default()), Err(KernelError::Protocol { .. })));
     }

@@ -12,7 +12,7 @@ use super::{Finding, tools::run};
 const MODULES: &str = "load the module (modprobe), install linux-modules-extra or its like, or use a newer kernel";
 
 /// Feature, what needs it, and a script that loads only where it works.
-const SCRIPTS: [(&str, &str, &str); 8] = [
+const SCRIPTS: [(&str, &str, &str); 9] = [
     (
         "maps",
         "frontends and backends live in maps",
@@ -42,6 +42,11 @@ const SCRIPTS: [(&str, &str, &str); 8] = [
         "ct",
         "connections remember their entry node",
         "table inet probe { chain c { type filter hook prerouting priority -110; ct state new ct mark set 0x57500001; meta mark set ct mark; meta l4proto tcp ct original proto-dst 80 counter; }; }",
+    ),
+    (
+        "ct zone",
+        "a client's port speaks to one task through several nodes (CONFIG_NF_CONNTRACK_ZONES)",
+        "table inet probe { chain c { type filter hook prerouting priority -300; ct original zone set @ll,80,16; }; }",
     ),
     (
         "reject",
