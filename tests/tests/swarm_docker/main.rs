@@ -22,7 +22,7 @@ use serde_json::Value;
 use swarmesh_tests::{
     agents,
     dockerlab::residue,
-    lab::{Held, Knock, ask, ask_udp, get_in, knock_http, knock_tcp, knock_tcp_for, spread_in, udp_socket},
+    lab::{Held, Knock, ask, ask_udp, get_in, knock_http, knock_tcp, knock_tcp_for, speak_from_one_port, spread_in, udp_socket},
     load::{Load, field},
     netns::within,
     rows::{Row, run},
@@ -89,6 +89,10 @@ const ROWS: &[Row<Swarm>] = &[
             ensure!(knock != Knock::Silent, "n{}'s IPv6 address: {knock:?}", node + 1);
         }
         Ok(())
+    }),
+    ("S37 one port of a client speaks to one task through every node at once, TCP and UDP", |swarm| {
+        let targets: Vec<_> = (0..NODES).map(|node| at(node_address(node), 7012)).collect();
+        speak_from_one_port(&swarm.client(1), &targets)
     }),
     ("S2 any local address of the node answers, its own bridges' included", |swarm| {
         for address in ["172.17.0.1:7000", "172.18.0.1:7000", "192.0.2.11:7000", "127.0.0.53:7000"] {

@@ -92,6 +92,7 @@ impl Swarm {
         swarm.create("bound", 1, &["--publish", "7005:80", "--label", "swarmesh.bind=192.0.2.11, 127.0.0.0/8"])?;
         swarm.create("off", 1, &["--publish", "7007:80", "--label", "swarmesh.enable=false"])?;
         swarm.create("direct", 1, &["--publish", "published=7008,target=80,mode=host"])?;
+        swarm.create("lone", 1, &[&["--publish", "7012:80", "--publish", "7012:53/udp"], &SERVES_ALL[..]].concat())?;
         swarm.create("nobody", 0, &["--network", "back", "--publish", "7009:80", "--publish", "7009:53/udp"])?;
         for (service, count) in [
             ("web", 3),
@@ -104,13 +105,14 @@ impl Swarm {
             ("bound", 1),
             ("off", 1),
             ("direct", 1),
+            ("lone", 1),
         ] {
             swarm.settled(service, count)?;
         }
         let plain =
             ["run", "--detach", "--name", "plain", "--network", "back", "--env", "WHOAMI_TASK=plain", IMAGE, "/bin/swarmesh", "whoami"];
         swarm.lab.borrow().docker(1, &plain)?;
-        eprintln!("      {:6.1} s  three agents, eleven services", start.elapsed().as_secs_f32());
+        eprintln!("      {:6.1} s  three agents, twelve services", start.elapsed().as_secs_f32());
         Ok(swarm)
     }
 
