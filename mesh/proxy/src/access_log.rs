@@ -405,7 +405,7 @@ impl Entry {
                 }
                 Field::Service => line.text(field, origin.map_or("", |origin| &origin.owner.name)),
                 Field::Route => line.text(field, origin.map_or("", |origin| &origin.label)),
-                Field::Received => line.number(field, account.received.get()),
+                Field::Received => line.number(field, account.upload.received.get()),
                 Field::Sent => line.number(field, account.sent),
                 Field::RequestId => line.text(field, &self.request_id),
                 Field::User => line.text(field, self.user.as_deref().unwrap_or_default()),

@@ -94,7 +94,7 @@ pub(crate) async fn pass(worker: &Rc<Worker>, lane: &Arc<Lane>, client: &Client,
         first = hello.bytes.len() as u64;
     }
     let copied = tunnel(&mut stream, &mut backend, Some(times.tunnel), worker.patience_is_over()).await;
-    account.received.set(first + copied.to_backend);
+    account.upload.received.set(first + copied.to_backend);
     account.sent = copied.to_client;
 }
 

@@ -2,7 +2,10 @@
 
 mod common;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use base64::Engine as _;
 use common::{Reply, Seen, Stage, ok, with_status};
@@ -391,6 +394,41 @@ fn an_upload_may_take_longer_than_an_answer() {
         client.send("x");
     }
     assert_eq!(client.answer().unwrap().body, "10");
+}
+
+/// A backend that is passed over after one failure must not be a client's to take from the others.
+#[test]
+fn an_upload_that_breaks_is_no_failure_of_the_backend() {
+    let count = |seen: &Seen| ok(&format!("{} {}", seen.by, seen.body.len()));
+    let stage = stage().service("web", 2, count).route(Match::host("a"), "web", |route| {
+        route.policy.ejection = Some(Ejection { failures: 1, time: Duration::from_secs(60) });
+        route.policy.retries.on = vec![RetryOn::InvalidAnswer, RetryOn::Timeout];
+        route.policy.timeouts.server = Some(Duration::from_millis(300));
+        route.policy.limits.body = Some(100);
+    });
+    let head = |framing: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n");
+    let chunked = head("Transfer-Encoding: chunked");
+    for (upload, status) in [
+        (format!("{chunked}5\r\nhello\r\nno chunk\r\n"), 400),
+        (format!("{chunked}0\r\n{}\r\n", "X: y\r\n".repeat(5000)), 400),
+        (format!("{chunked}5\r\nhello\r\n60\r\n{}", "x".repeat(0x60)), 413),
+        (format!("{}hel", head("Content-Length: 5")), 408),
+        (format!("{chunked}5\r\nhello\r\n"), 408),
+    ] {
+        for _ in 0..2 {
+            let mut client = stage.connect();
+            client.send(&upload);
+            assert_eq!(client.answer().map(|answer| answer.status), Some(status), "{upload:.80?}");
+        }
+    }
+    for _ in 0..2 {
+        let mut gone = stage.connect();
+        gone.send(format!("{}hel", head("Content-Length: 5")));
+        drop(gone);
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    let seen: BTreeSet<String> = (0..4).map(|_| stage.get("a", "/").body).collect();
+    assert_eq!(seen.len(), 2, "a backend is passed over: {seen:?}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::{line::LONGEST, *};
-use crate::http::request::ClientTls;
+use crate::http::{body::Upload, request::ClientTls};
 
 fn log(fields: &[Field], sample: u32, queue: usize) -> (Rc<WorkerLog>, Receiver<Batch>) {
     let (to, lines) = sync_channel(queue);
@@ -21,7 +21,9 @@ fn client() -> Client {
 }
 
 fn account(entry: Box<Entry>) -> Account {
-    Account { lane: None, begun: Instant::now(), status: 200, received: Rc::new(Cell::new(3)), sent: 4, busy: None, entry: Some(entry) }
+    let upload = Upload::default();
+    upload.received.set(3);
+    Account { lane: None, begun: Instant::now(), status: 200, upload: Rc::new(upload), sent: 4, busy: None, entry: Some(entry) }
 }
 
 fn asked(target: &str) -> Wish {

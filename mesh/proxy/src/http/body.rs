@@ -39,6 +39,51 @@ pub(crate) enum BodyError {
     TooLong(u64),
 }
 
+/// How far a request's body has come, for those who wait for what a backend makes of it.
+#[derive(Debug, Default)]
+pub(crate) struct Upload {
+    /// Bytes.
+    pub(crate) received: Cell<u64>,
+    progress: Cell<Progress>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Progress {
+    /// There is no more of it, or none at all.
+    #[default]
+    Over,
+    /// The backend has not asked for more.
+    Open,
+    /// The client has sent all that was asked of it so far.
+    Awaited,
+    Broken(Breach),
+}
+
+/// What a client did to its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Breach {
+    /// It went away, or sent what is no body.
+    Off,
+    Stalled,
+    TooLong,
+}
+
+impl Upload {
+    /// What the client did, if the body ended before its end.
+    pub(crate) fn breach(&self) -> Option<Breach> {
+        if let Progress::Broken(breach) = self.progress.get() { Some(breach) } else { None }
+    }
+
+    /// Everybody waits for the client.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.progress.get() == Progress::Awaited
+    }
+
+    fn breaks(&self, breach: Breach) {
+        self.progress.set(Progress::Broken(breach));
+    }
+}
+
 /// What a client sends.
 #[derive(Debug)]
 pub(crate) struct RequestBody {
@@ -46,16 +91,19 @@ pub(crate) struct RequestBody {
     inner: Option<Incoming>,
     left: Option<u64>,
     most: u64,
-    received: Rc<Cell<u64>>,
+    upload: Rc<Upload>,
     limit: Duration,
     patience: Patience,
     unread: Unread,
 }
 
 impl RequestBody {
-    pub(crate) fn new(inner: Incoming, most: Option<u64>, patience: Duration, received: Rc<Cell<u64>>, unread: Unread) -> Self {
+    pub(crate) fn new(inner: Incoming, most: Option<u64>, patience: Duration, upload: Rc<Upload>, unread: Unread) -> Self {
         let inner = (!inner.is_end_stream()).then_some(inner);
-        Self { inner, left: most, most: most.unwrap_or(u64::MAX), received, limit: patience, patience: Patience::default(), unread }
+        if inner.is_some() {
+            upload.progress.set(Progress::Open);
+        }
+        Self { inner, left: most, most: most.unwrap_or(u64::MAX), upload, limit: patience, patience: Patience::default(), unread }
     }
 
     pub(crate) fn none() -> Self {
@@ -63,7 +111,7 @@ impl RequestBody {
             inner: None,
             left: None,
             most: 0,
-            received: Rc::default(),
+            upload: Rc::default(),
             limit: Duration::MAX,
             patience: Patience::default(),
             unread: Unread::nothing(),
@@ -90,26 +138,37 @@ impl Body for RequestBody {
         let frame = match Pin::new(&mut *inner).poll_frame(cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
+                this.upload.progress.set(Progress::Awaited);
                 ready!(this.patience.poll_pause(this.limit, cx));
+                this.upload.breaks(Breach::Stalled);
                 return Poll::Ready(Some(Err(BodyError::ClientStalled(this.limit))));
             }
         };
         this.patience.moves();
+        this.upload.progress.set(Progress::Open);
         let Some(frame) = frame else {
+            this.upload.progress.set(Progress::Over);
             this.unread.is_over();
             return Poll::Ready(None);
         };
-        let frame = frame.map_err(BodyError::Client)?;
+        let frame = frame.map_err(|error| {
+            this.upload.breaks(Breach::Off);
+            BodyError::Client(error)
+        })?;
         if inner.is_end_stream() {
+            this.upload.progress.set(Progress::Over);
             this.unread.is_over();
         }
         if let Some(data) = frame.data_ref() {
             let length = data.len() as u64;
-            this.received.set(this.received.get() + length);
+            this.upload.received.set(this.upload.received.get() + length);
             if let Some(left) = &mut this.left {
                 *left = match left.checked_sub(length) {
                     Some(left) => left,
-                    None => return Poll::Ready(Some(Err(BodyError::TooLong(this.most)))),
+                    None => {
+                        this.upload.breaks(Breach::TooLong);
+                        return Poll::Ready(Some(Err(BodyError::TooLong(this.most))));
+                    }
                 };
             }
         }
@@ -153,7 +212,7 @@ pub(crate) struct Account {
     pub(crate) begun: Instant,
     /// 0 while there is no answer.
     pub(crate) status: u16,
-    pub(crate) received: Rc<Cell<u64>>,
+    pub(crate) upload: Rc<Upload>,
     pub(crate) sent: u64,
     pub(crate) busy: Option<Busy>,
     /// If it is logged.
@@ -162,7 +221,7 @@ pub(crate) struct Account {
 
 impl Account {
     pub(crate) fn new(lane: Option<Arc<Lane>>, begun: Instant) -> Self {
-        Self { lane, begun, status: 0, received: Rc::default(), sent: 0, busy: None, entry: None }
+        Self { lane, begun, status: 0, upload: Rc::default(), sent: 0, busy: None, entry: None }
     }
 
     /// The answer ends before its end.
@@ -176,7 +235,7 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         if let Some(lane) = &self.lane {
-            lane.counts.end(self.status, self.begun.elapsed(), self.received.get(), self.sent);
+            lane.counts.end(self.status, self.begun.elapsed(), self.upload.received.get(), self.sent);
         }
         if let Some(entry) = &self.entry {
             entry.end(self);

@@ -6,7 +6,6 @@ pub(crate) mod request;
 pub(crate) mod response;
 
 use std::{
-    cell::Cell,
     convert::Infallible,
     future::Future,
     pin::pin,
@@ -26,7 +25,7 @@ use swarmesh_router::{
 use tokio::time::timeout;
 
 use self::{
-    body::{Account, AnswerBody, BackendBody, RequestBody},
+    body::{Account, AnswerBody, BackendBody, Breach, RequestBody, Upload},
     head::{Head, check},
     request::{About, Client, Outgoing, Stop, forget_claims, join_cookies, take_hop_by_hop},
     response::{Answering, own, stopped},
@@ -103,7 +102,7 @@ pub(crate) async fn answer(
     };
     lane.counts.begin();
     let mut account = Account::new(Some(Arc::clone(&lane)), begun);
-    let received = Rc::clone(&account.received);
+    let upload = Rc::clone(&account.upload);
     let mut wished = None;
     if let Some(log) = &worker.log {
         let this = Wish::new(&parts, Some((&head.host, &head.target)));
@@ -114,7 +113,7 @@ pub(crate) async fn answer(
         }
     }
     let times = worker.config.times.of(&lane.route.policy.timeouts);
-    let body = RequestBody::new(body, lane.route.policy.limits.body, times.client, received, unread);
+    let body = RequestBody::new(body, lane.route.policy.limits.body, times.client, upload, unread);
     let upgrade = take_hop_by_hop(&mut parts.headers);
     let mut exchange = Exchange {
         worker: &worker,
@@ -173,6 +172,8 @@ enum Failure {
     Connect(ConnectError),
     Send(#[expect(dead_code, reason = "told in the log, by Debug")] SendError),
     TimedOut,
+    /// The client itself is why.
+    Client(Breach),
 }
 
 impl Failure {
@@ -182,6 +183,9 @@ impl Failure {
             Self::NoBackend | Self::Full | Self::Connect(ConnectError::NoFoothold) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Connect(_) | Self::Send(_) => StatusCode::BAD_GATEWAY,
             Self::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+            Self::Client(Breach::Off) => StatusCode::BAD_REQUEST,
+            Self::Client(Breach::Stalled) => StatusCode::REQUEST_TIMEOUT,
+            Self::Client(Breach::TooLong) => StatusCode::PAYLOAD_TOO_LARGE,
         }
     }
 
@@ -194,6 +198,9 @@ impl Failure {
             Self::Connect(_) => "connect-failed",
             Self::Send(_) => "no-valid-answer",
             Self::TimedOut => "backend-timed-out",
+            Self::Client(Breach::Off) => "client-broke-off",
+            Self::Client(Breach::Stalled) => "client-stalled",
+            Self::Client(Breach::TooLong) => "body-too-long",
         }
     }
 }
@@ -234,7 +241,7 @@ impl Exchange<'_> {
             _ => None,
         });
         let outgoing = self.outgoing(parts, body);
-        match self.forward(live, outgoing, Rc::clone(&account.received)).await {
+        match self.forward(live, outgoing, Rc::clone(&account.upload)).await {
             Ok(mut answered) => {
                 if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
                     return self.switch(answered, on_upgrade, parts, account);
@@ -396,7 +403,7 @@ impl Exchange<'_> {
     }
 
     /// Finds a backend that answers. Another one is tried as long as nothing can have been done twice.
-    async fn forward(&mut self, live: &LiveSet, mut request: Request<RequestBody>, received: Rc<Cell<u64>>) -> Result<Answered, Failure> {
+    async fn forward(&mut self, live: &LiveSet, mut request: Request<RequestBody>, upload: Rc<Upload>) -> Result<Answered, Failure> {
         let lane = self.lane;
         let policy = &lane.route.policy;
         let can_repeat = request.body().is_none() && is_idempotent(request.method());
@@ -450,7 +457,7 @@ impl Exchange<'_> {
                     answer.map(|answer| answer.map(|a| a.map(|()| None)).map_err(|error| Unanswered { error: error.into(), is_unsent }))
                 }
                 // Seldom, and it would make each request's future larger.
-                None => Box::pin(self.in_time(lease.send(&mut request, keeps), &received)).await,
+                None => Box::pin(self.in_time(lease.send(&mut request, keeps), &upload)).await,
             };
             match sent {
                 Some(Ok(response)) => {
@@ -475,6 +482,10 @@ impl Exchange<'_> {
                     return Ok(Answered { response, lease, busy, set_cookie: choice.set_cookie });
                 }
                 Some(Err(Unanswered { error, is_unsent })) => {
+                    // Whoever breaks off an upload must not take a backend from all others.
+                    if let Some(breach) = upload.breach() {
+                        return Err(Failure::Client(breach));
+                    }
                     let stale = lease.is_reused;
                     if !is_unsent && !(keeps && (stale || self.may_retry(policy, RetryOn::InvalidAnswer, false))) {
                         endpoint.health.failed(policy.ejection, now);
@@ -489,6 +500,7 @@ impl Exchange<'_> {
                         failure = Failure::Send(error);
                     }
                 }
+                None if upload.is_awaited() => return Err(Failure::Client(Breach::Stalled)),
                 None => {
                     endpoint.health.failed(policy.ejection, now);
                     tried.push(endpoint.id);
@@ -502,13 +514,13 @@ impl Exchange<'_> {
     }
 
     /// Waits for an answer's head, as long as the route says after the last of the request's body.
-    async fn in_time<T>(&self, answering: impl Future<Output = T>, received: &Cell<u64>) -> Option<T> {
+    async fn in_time<T>(&self, answering: impl Future<Output = T>, upload: &Upload) -> Option<T> {
         let mut answering = pin!(answering);
         loop {
-            let before = received.get();
+            let before = upload.received.get();
             match timeout(self.times.server, answering.as_mut()).await {
                 Ok(answer) => return Some(answer),
-                Err(_) if received.get() != before => {}
+                Err(_) if upload.received.get() != before => {}
                 Err(_) => return None,
             }
         }
@@ -573,7 +585,7 @@ impl Exchange<'_> {
             if let (Ok(client), Ok(backend)) = (on_upgrade.await, upstream.await) {
                 let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
                 let copied = tunnel(&mut client, &mut backend, Some(idle), worker.patience_is_over()).await;
-                account.received.set(copied.to_backend);
+                account.upload.received.set(copied.to_backend);
                 account.sent = copied.to_client;
             }
             drop((account, open));
