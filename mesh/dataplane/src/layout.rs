@@ -163,7 +163,7 @@ impl Skeleton {
 
     /// True for a chain that a skeleton with other parameters had and this one has not.
     pub(crate) fn has_done_with(&self, chain: &str) -> bool {
-        let kept = ["dispatch", "pick", "bindings_", "was_off_", "layout_"];
+        let kept = ["dispatch", "pick", "bindings_", "was_off_", "was_on_", "layout_"];
         !self.names.contains(&chain) && !kept.iter().any(|k| chain.starts_with(k))
     }
 

@@ -1,7 +1,7 @@
 //! The real kernel.
 
 use std::{
-    io,
+    fs, io,
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     path::Path,
 };
@@ -17,6 +17,10 @@ use crate::{
 pub struct LinuxKernel;
 
 impl Kernel for LinuxKernel {
+    fn release(&self) -> String {
+        fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim_end().to_owned()
+    }
+
     fn open(&self, path: &Path) -> Result<Box<dyn Namespace>, KernelError> {
         Ok(Box::new(LinuxNamespace::new(Netns::open(path)?)))
     }

@@ -34,6 +34,9 @@ pub struct Interface {
 
 /// Opens namespaces.
 pub trait Kernel: Send + Sync {
+    /// Linux's release, such as `6.1.0-56-cloud-amd64`; empty where nobody tells.
+    fn release(&self) -> String;
+
     /// Opens the namespace behind a path such as `/run/docker/netns/<id>`.
     fn open(&self, path: &Path) -> Result<Box<dyn Namespace>, KernelError>;
 

@@ -24,6 +24,8 @@ pub(crate) struct Table {
     pub(crate) debts: Debts,
     /// Something of Docker's went while a script of ours was loaded, and nobody has looked at it yet.
     pub(crate) overlooked: bool,
+    /// See [`Self::look_up_late`].
+    mistakes_sockets: bool,
     pub(crate) counts: Counts,
 }
 
@@ -105,7 +107,10 @@ impl Table {
         let monitor = kernel.open_monitor(path)?;
         let id = path.map(|p| kernel.identity(p)).transpose()?;
         let path = path.map_or_else(|| PathBuf::from("/proc/self/ns/net"), Path::to_path_buf);
-        Ok(Self { path, ns, monitor, id, debts, overlooked: false, counts: Counts::default() })
+        let release = kernel.release();
+        let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+        let mistakes_sockets = numbers.next().zip(numbers.next()).is_some_and(|release| release < CORRECTS_EARLY_DEMUX);
+        Ok(Self { path, ns, monitor, id, debts, overlooked: false, mistakes_sockets, counts: Counts::default() })
     }
 
     /// False once another namespace, or none, is behind the path: Docker rebuilds the ingress sandbox under its old name.
@@ -124,6 +129,19 @@ impl Table {
         }
         self.commit(notes)?;
         switches.iter().try_for_each(|(key, _)| self.ns.sysctl_ensure(key, "1").map(drop))
+    }
+
+    /// Lets sockets be looked up when address translation is done, and no earlier.
+    ///
+    /// Early demultiplexing looks for an established connection's socket after the destination was translated and before the source
+    /// is: of two connections from one port of a client's, the second would be given to the first one's socket. Newer kernels take
+    /// that back when the source's port was translated (seen on 6.12; not on 6.1, whose `nf_nat_ipv4_local_in` looks at the address only).
+    pub(crate) fn look_up_late(&mut self) -> Result<(), KernelError> {
+        if !self.mistakes_sockets || self.ns.sysctl_read(EARLY_DEMUX)?.trim() == "0" {
+            return Ok(());
+        }
+        self.commit(vec![NftOp::AddChain { family: Family::Inet, table: TABLE, chain: WAS_ON_EARLY_DEMUX.to_owned() }])?;
+        self.ns.sysctl_ensure(EARLY_DEMUX, "0").map(drop)
     }
 
     /// Loads the skeleton unless it is there, whole.
@@ -400,6 +418,12 @@ pub(crate) const RETIRED: [SetName; 6] =
 pub(crate) const WAS_OFF: &str = "was_off_";
 pub(crate) const IP_FORWARD: &str = "ip_forward";
 pub(crate) const ROUTE_LOCALNET: &str = "route_localnet";
+
+/// Of both families.
+pub(crate) const EARLY_DEMUX: &str = "net/ipv4/tcp_early_demux";
+const CORRECTS_EARLY_DEMUX: (u32, u32) = (6, 12);
+/// An empty chain that says that it was on before we switched it off.
+pub(crate) const WAS_ON_EARLY_DEMUX: &str = "was_on_tcp_early_demux";
 
 /// What an event may have done to us, from harmless to worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

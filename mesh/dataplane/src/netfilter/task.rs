@@ -185,10 +185,11 @@ impl TaskTable {
         interfaces: &[Interface],
         ops: &mut Vec<NftOp>,
     ) -> Result<Arrival, PlaneError> {
-        let ns = &mut self.table.ns;
         if let Some(subnet) = ingress.subnets.iter().find(|s| matches!(s, IpNet::V4(_)) && !fits_in_mark(s)) {
             return Err(PlaneError::SubnetTooWide { subnet: *subnet });
         }
+        self.table.look_up_late()?;
+        let ns = &mut self.table.ns;
         // Clients are reached by another interface as far as the main table knows.
         loosen_reverse_path(&mut **ns, &leg.name)?;
         for v6 in [false, true] {

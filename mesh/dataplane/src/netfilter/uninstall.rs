@@ -7,7 +7,7 @@ use swarmesh_kernel::{Family, IpvsOp, Kernel, KernelError, Namespace, NftOp};
 use super::{
     INGRESS_SANDBOX,
     node::forward_rules,
-    table::{IP_FORWARD, IPVS_SWITCHES, RETIRED, ROUTE_LOCALNET, WAS_OFF, our_virtuals},
+    table::{EARLY_DEMUX, IP_FORWARD, IPVS_SWITCHES, RETIRED, ROUTE_LOCALNET, WAS_OFF, WAS_ON_EARLY_DEMUX, our_virtuals},
 };
 use crate::{
     layout::{MARK, MARK_MASK, NEAR_MARK, NEAR_PRIORITY, NEAR_TABLE, RETURN_PRIORITY, RETURN_TABLE, RETURN_VIA4, RETURN_VIA6, TABLE},
@@ -75,6 +75,9 @@ fn clear(ns: &mut dyn Namespace, bridge: Option<&str>) -> Result<bool, KernelErr
     }
     if let Some(bridge) = bridge.filter(|_| chains.contains(&format!("{WAS_OFF}{ROUTE_LOCALNET}"))) {
         ns.sysctl_ensure(&format!("net/ipv4/conf/{bridge}/route_localnet"), "0")?;
+    }
+    if chains.iter().any(|chain| chain == WAS_ON_EARLY_DEMUX) {
+        ns.sysctl_ensure(EARLY_DEMUX, "1")?;
     }
     changed |= clear_ipvs(ns, &chains)?;
     for family in [Family::Inet, Family::Netdev] {

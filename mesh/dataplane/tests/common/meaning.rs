@@ -116,7 +116,7 @@ impl Meaning {
         for family in [Family::Inet, Family::Netdev] {
             let chains = view.chains(family, "swarmesh").unwrap_or_default();
             // The balancer's chains may outlive it by the plane that stands in for it.
-            let is_fixed = |c: &&String| !["pick", "was_off_", "dispatch"].iter().any(|start| c.starts_with(start));
+            let is_fixed = |c: &&String| !["pick", "was_off_", "was_on_", "dispatch"].iter().any(|start| c.starts_with(start));
             for chain in chains.iter().filter(is_fixed) {
                 meaning.rules.insert(format!("{family} {chain}"), view.rules(family, "swarmesh", chain));
             }

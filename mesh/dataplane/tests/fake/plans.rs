@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use swarmesh_dataplane::{Balancing, NetfilterPlane, PlaneConfig, uninstall};
+use swarmesh_kernel::fake::FakeKernel;
 use swarmesh_model::{HostLayout, Protocol::Tcp};
 use swarmesh_plan::PlanDelta;
 use swarmesh_plan::Policy;
@@ -74,6 +76,32 @@ fn ipv6_without_a_way_is_refused_by_the_engines_release() {
     swarmesh_kernel::Kernel::open_current(&world.kernel).unwrap().load_script("table ip filter { chain DOCKER-INGRESS { } }").unwrap();
     world.audit();
     assert!(world.node().scripts().last().unwrap().contains("meta nfproto ipv6 meta l4proto . th dport @published goto refuse"));
+}
+
+#[test]
+fn sockets_are_looked_up_late_where_the_kernel_is_old() {
+    for (release, before, during) in
+        [("6.1.0-56-cloud-amd64", "1", "0"), ("5.16.1", "0", "0"), ("6.12.117+deb12", "1", "1"), ("7.0-rc1", "1", "1"), ("odd", "1", "1")]
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let kernel = FakeKernel::of_release(release);
+        let path = directory.path().join("box1");
+        std::fs::write(&path, "").unwrap();
+        let view = kernel.add_namespace(&path);
+        view.set_interfaces(box_interfaces(1));
+        view.set_sysctl("net/ipv4/tcp_early_demux", before);
+        let look = || view.sysctl("net/ipv4/tcp_early_demux").unwrap();
+        let config = PlaneConfig { balancing: Balancing::Nft, netns_dir: directory.path().to_owned(), node_address: None };
+        // Without a way in there is nothing to mistake.
+        for (published, wanted) in [(&[][..], before), (&[(Tcp, 8080, 80)], during)] {
+            let mut plane = NetfilterPlane::new(std::sync::Arc::new(kernel.clone()), config.clone());
+            let plan = Plan::default().ingress().task(1, &["net1"], published);
+            plane.apply(&PlanDelta::between(&Default::default(), &plan.0), std::time::Instant::now());
+            assert_eq!(look(), wanted, "{release}");
+        }
+        assert!(uninstall(&kernel, directory.path()).into_iter().all(|(_, outcome)| outcome.is_ok()));
+        assert_eq!(look(), before, "{release}");
+    }
 }
 
 #[test]

@@ -137,6 +137,7 @@ fn locked(state: &Shared) -> MutexGuard<'_, State> {
 #[derive(Clone, Default)]
 pub struct FakeKernel {
     namespaces: Arc<Mutex<BTreeMap<PathBuf, Shared>>>,
+    release: String,
 }
 
 impl fmt::Debug for FakeKernel {
@@ -148,7 +149,12 @@ impl fmt::Debug for FakeKernel {
 impl FakeKernel {
     /// A kernel with the agent's own namespace only.
     pub fn new() -> Self {
-        let kernel = Self::default();
+        Self::of_release("")
+    }
+
+    /// The same, that says it is of this release.
+    pub fn of_release(release: &str) -> Self {
+        let kernel = Self { release: release.to_owned(), ..Self::default() };
         kernel.add_namespace(Path::new(HERE));
         kernel
     }
@@ -184,6 +190,10 @@ impl FakeKernel {
 }
 
 impl Kernel for FakeKernel {
+    fn release(&self) -> String {
+        self.release.clone()
+    }
+
     fn open(&self, path: &Path) -> Result<Box<dyn Namespace>, KernelError> {
         let state = self.find(path)?;
         let port = {
