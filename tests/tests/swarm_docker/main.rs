@@ -91,7 +91,7 @@ const ROWS: &[Row<Swarm>] = &[
         Ok(())
     }),
     ("S37 one port of a client speaks to one task through every node at once, TCP and UDP", |swarm| {
-        let targets: Vec<_> = (0..NODES).map(|node| at(node_address(node), 7012)).collect();
+        let targets: Vec<_> = (0..NODES).map(|node| at(node_address(node), 7013)).collect();
         speak_from_one_port(&swarm.client(1), &targets)
     }),
     ("S2 any local address of the node answers, its own bridges' included", |swarm| {

@@ -92,7 +92,7 @@ impl Swarm {
         swarm.create("bound", 1, &["--publish", "7005:80", "--label", "swarmesh.bind=192.0.2.11, 127.0.0.0/8"])?;
         swarm.create("off", 1, &["--publish", "7007:80", "--label", "swarmesh.enable=false"])?;
         swarm.create("direct", 1, &["--publish", "published=7008,target=80,mode=host"])?;
-        swarm.create("lone", 1, &[&["--publish", "7012:80", "--publish", "7012:53/udp"], &SERVES_ALL[..]].concat())?;
+        swarm.create("lone", 1, &[&["--publish", "7013:80", "--publish", "7013:53/udp"], &SERVES_ALL[..]].concat())?;
         swarm.create("nobody", 0, &["--network", "back", "--publish", "7009:80", "--publish", "7009:53/udp"])?;
         for (service, count) in [
             ("web", 3),
