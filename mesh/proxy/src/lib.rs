@@ -32,4 +32,7 @@ mod upstream;
 mod worker;
 
 pub use config::Config;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub use upstream::http1::understood as answers_fuzz;
 pub use worker::{Proxy, ProxyError, Shared};

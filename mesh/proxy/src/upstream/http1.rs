@@ -537,3 +537,5 @@ fn trailers(lines: &[u8]) -> Result<HeaderMap, AnswerError> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod understood;

@@ -1,128 +1,17 @@
 //! The same bytes are read by hyper's client and by ours: both must understand the same, or neither.
 
-use http_body::Body as _;
-use hyper_util::rt::TokioIo;
 use proptest::prelude::*;
 use tokio::{io::AsyncWriteExt as _, net::TcpListener, time::sleep};
 
-use super::*;
-
-/// What a client made of what it read.
-#[derive(Debug, PartialEq, Eq)]
-enum Understood {
-    Answer {
-        status: u16,
-        headers: Vec<(String, Vec<u8>)>,
-        body: Vec<u8>,
-        trailers: Option<Vec<(String, Vec<u8>)>>,
-        /// The body came to its end.
-        is_whole: bool,
-        /// The connection can carry the next request. Not asked where the backend closes it.
-        is_idle: bool,
-    },
-    Nothing,
-}
-
-/// What a backend says, in these pieces, and whether it closes then.
-#[derive(Clone, Debug)]
-struct Said {
-    method: Method,
-    pieces: Vec<Vec<u8>>,
-    closes: bool,
-}
+use super::{
+    understood::{PATIENCE, Said},
+    *,
+};
 
 impl Said {
     fn get(bytes: &[u8], closes: bool) -> Self {
         Self { method: Method::GET, pieces: vec![bytes.to_vec()], closes }
     }
-
-    /// A connection to a backend that waits for a request's end, and then says this.
-    async fn connect(&self) -> TcpStream {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (mut backend, _) = listener.accept().await.unwrap();
-        backend.set_nodelay(true).unwrap();
-        let said = self.clone();
-        tokio::task::spawn_local(async move {
-            let mut request = Vec::new();
-            while !request.ends_with(b"\r\n\r\n") {
-                if backend.read_buf(&mut request).await.unwrap() == 0 {
-                    return;
-                }
-            }
-            for piece in &said.pieces {
-                // A client that has heard enough may be gone.
-                let _ = backend.write_all(piece).await;
-                if said.pieces.len() > 1 {
-                    sleep(Duration::from_millis(1)).await;
-                }
-            }
-            if !said.closes {
-                // Until the other side closes.
-                let _ = backend.read_buf(&mut request).await;
-            }
-        });
-        stream
-    }
-
-    fn request<B>(&self, body: B) -> Request<B> {
-        Request::builder().method(self.method.clone()).uri("/a?b=c").header("host", "h").body(body).unwrap()
-    }
-
-    async fn ours(&self) -> Understood {
-        let mut connection = Connection::new(self.connect().await, 64 * 1024);
-        let Some(Ok(answer)) = connection.ask(&self.request(()), PATIENCE).await else { return Understood::Nothing };
-        let (head, ()) = answer.into_parts();
-        let (mut body, mut trailers, mut is_whole) = (Vec::new(), None, true);
-        let all = async {
-            while !connection.is_end() {
-                match poll_fn(|cx| connection.poll_body(cx)).await {
-                    None => break,
-                    Some(Err(_)) => is_whole = false,
-                    Some(Ok(frame)) => match frame.into_data() {
-                        Ok(data) => body.extend_from_slice(&data),
-                        Err(frame) => trailers = Some(listed(&frame.into_trailers().unwrap())),
-                    },
-                }
-            }
-        };
-        is_whole = tokio::time::timeout(PATIENCE, all).await.is_ok() && is_whole;
-        sleep(Duration::from_millis(2)).await;
-        let is_idle = is_whole && !self.closes && connection.is_idle();
-        Understood::Answer { status: head.status.as_u16(), headers: listed(&head.headers), body, trailers, is_whole, is_idle }
-    }
-
-    async fn hypers(&self) -> Understood {
-        let (mut sender, connection) =
-            hyper::client::conn::http1::Builder::new().max_buf_size(64 * 1024).handshake(TokioIo::new(self.connect().await)).await.unwrap();
-        tokio::task::spawn_local(connection);
-        let asked = tokio::time::timeout(PATIENCE, sender.send_request(self.request(String::new()))).await;
-        let Ok(Ok(answer)) = asked else { return Understood::Nothing };
-        let (head, mut incoming) = answer.into_parts();
-        let (mut body, mut trailers, mut is_whole) = (Vec::new(), None, true);
-        let all = async {
-            while !incoming.is_end_stream() {
-                match poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx)).await {
-                    None => break,
-                    Some(Err(_)) => is_whole = false,
-                    Some(Ok(frame)) => match frame.into_data() {
-                        Ok(data) => body.extend_from_slice(&data),
-                        Err(frame) => trailers = Some(listed(&frame.into_trailers().unwrap())),
-                    },
-                }
-            }
-        };
-        is_whole = tokio::time::timeout(PATIENCE, all).await.is_ok() && is_whole;
-        sleep(Duration::from_millis(2)).await;
-        let is_idle = is_whole && !self.closes && sender.is_ready();
-        Understood::Answer { status: head.status.as_u16(), headers: listed(&head.headers), body, trailers, is_whole, is_idle }
-    }
-}
-
-const PATIENCE: Duration = Duration::from_secs(2);
-
-fn listed(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
-    headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect()
 }
 
 /// Asks both, for all of these at once, as some wait for what does not come.
