@@ -5,6 +5,7 @@
 //! - [`access_log`]: what is told of each request afterwards.
 //! - [`auth`]: who may pass, by name and password.
 //! - [`compress`]: answers, made smaller on their way.
+//! - [`files`]: small files that are read again when they change.
 //! - [`hello`]: what a TLS client asks for, read without using it up, and [`rewound`]: the stream that has it again.
 //! - [`proxy_protocol`]: who connected to whoever connected here.
 //! - [`tunnel`]: bytes both ways, unread.
@@ -17,6 +18,7 @@ pub mod compress;
 pub mod config;
 mod cookie;
 pub mod endpoint;
+pub mod files;
 pub mod hello;
 mod http;
 pub mod live_set;

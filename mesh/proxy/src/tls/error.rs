@@ -1,6 +1,8 @@
 //! What can be wrong with a certificate, and where. None of it has a byte of what was read.
 
-use std::{fmt, io, path::PathBuf};
+use std::{fmt, path::PathBuf};
+
+use crate::files::Unreadable;
 
 /// Where a certificate, a key or a bundle of CAs comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -38,16 +40,8 @@ pub struct CertificateError {
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
-    #[error("is no plain file name")]
-    Name,
-    #[error("is not there")]
-    Missing,
-    #[error("cannot be read: {}", io::Error::from(*.0))]
-    Read(io::ErrorKind),
-    #[error("is no file")]
-    NotAFile,
-    #[error("is larger than {most} bytes")]
-    TooBig { most: u64 },
+    #[error(transparent)]
+    File(#[from] Unreadable),
     #[error("line {line} is not PEM")]
     NotPem { line: usize },
     #[error("the block that begins in line {line} does not end")]
@@ -73,30 +67,37 @@ pub enum Reason {
 }
 
 impl Place {
-    pub(super) fn error(&self, reason: Reason) -> CertificateError {
-        CertificateError { place: self.clone(), reason }
+    pub(super) fn error(&self, reason: impl Into<Reason>) -> CertificateError {
+        CertificateError { place: self.clone(), reason: reason.into() }
+    }
+
+    /// What to do if it cannot be read.
+    pub(crate) fn remedy(&self, error: Unreadable) -> &'static str {
+        match (error, self) {
+            (Unreadable::Name, _) => "give a name without / that is neither . nor ..",
+            (Unreadable::Missing, Self::Secret(_)) => {
+                "give the secret to the service that hands secrets on to this node's agent, or put it in the secrets directory"
+            }
+            (Unreadable::Missing, Self::File(_)) => "put the file into the node's directory of certificates",
+            (Unreadable::TooBig { .. }, _) => "give only what belongs there",
+            (Unreadable::Missing | Unreadable::Read(_) | Unreadable::NotAFile, _) => "see that it is a file and that the agent may read it",
+        }
     }
 }
 
 impl CertificateError {
     /// What to do about it.
     pub fn remedy(&self) -> &'static str {
-        match (&self.reason, &self.place) {
-            (Reason::Name, _) => "give a name without / that is neither . nor ..",
-            (Reason::Missing, Place::Secret(_)) => {
-                "give the secret to the service that hands secrets on to this node's agent, or put it in the secrets directory"
-            }
-            (Reason::Missing, Place::File(_)) => "put the file into the node's directory of certificates",
-            (Reason::Missing | Reason::Read(_) | Reason::NotAFile, _) => "see that it is a file and that the agent may read it",
-            (Reason::TooBig { .. }, _) => "give only certificates and keys",
-            (Reason::NotPem { .. } | Reason::NoEnd { .. } | Reason::NotBase64 { .. }, _) => "give it whole, in PEM",
-            (Reason::NoCertificate | Reason::NoKey, _) => "give the certificate, its chain and its key, in PEM",
-            (Reason::SecondKey { .. }, _) => "leave only the certificate's key",
-            (Reason::EncryptedKey { .. }, _) => "give it without a passphrase, as with: openssl pkey -in old -out new",
-            (Reason::Key { .. }, _) => "give an RSA key of at least 2048 bits, or one of P-256, P-384, P-521 or Ed25519",
-            (Reason::Certificate { .. }, _) => "give X.509 certificates of version 3",
-            (Reason::Mismatch, _) => "give the key that the certificate was made for",
-            (Reason::Order { .. }, _) => "put the server's certificate first, and its chain behind it",
+        match &self.reason {
+            Reason::File(error) => self.place.remedy(*error),
+            Reason::NotPem { .. } | Reason::NoEnd { .. } | Reason::NotBase64 { .. } => "give it whole, in PEM",
+            Reason::NoCertificate | Reason::NoKey => "give the certificate, its chain and its key, in PEM",
+            Reason::SecondKey { .. } => "leave only the certificate's key",
+            Reason::EncryptedKey { .. } => "give it without a passphrase, as with: openssl pkey -in old -out new",
+            Reason::Key { .. } => "give an RSA key of at least 2048 bits, or one of P-256, P-384, P-521 or Ed25519",
+            Reason::Certificate { .. } => "give X.509 certificates of version 3",
+            Reason::Mismatch => "give the key that the certificate was made for",
+            Reason::Order { .. } => "put the server's certificate first, and its chain behind it",
         }
     }
 }

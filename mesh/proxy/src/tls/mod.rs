@@ -3,7 +3,6 @@
 //! aws-lc-rs is the provider everywhere, by name: no default of the process is needed, and none is changed.
 
 mod error;
-mod files;
 mod pem;
 mod store;
 #[cfg(test)]
@@ -34,7 +33,7 @@ pub use self::{
     store::{CertificateFault, CertificateProblem, Certificates, Directories, FreeCertificate, ShownFor},
     upstream::{DEBIAN_BUNDLE, UpstreamTls, UpstreamTlsError, connect, server_name},
 };
-use crate::hello::Alert;
+use crate::{files::Watched, hello::Alert};
 
 /// What a client and the proxy can speak in TLS, the best first.
 const HTTP2: &[u8] = b"h2";
@@ -49,7 +48,7 @@ fn provider() -> Arc<CryptoProvider> {
 pub struct ClientAuthorities {
     verifier: Arc<dyn ClientCertVerifier>,
     bundle: PathBuf,
-    file: files::Watched,
+    file: Watched,
     text: Vec<u8>,
 }
 
@@ -79,7 +78,7 @@ impl ClientAuthorities {
     /// From a bundle of CAs in PEM. Who has no certificate, or does not give it, can go on; who gives one that they did not sign,
     /// or that has expired, cannot.
     pub fn read(bundle: &Path) -> Result<Self, ConfigError> {
-        let (file, text) = files::Watched::read(bundle.to_owned());
+        let (file, text) = Watched::read(bundle.to_owned());
         let place = Place::Configured(bundle.to_owned());
         let text = text.map_err(|reason| place.error(reason))?;
         let roots = pem::roots(&place, &text)?;

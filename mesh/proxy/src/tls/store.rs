@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, SystemTime},
 };
@@ -19,11 +19,13 @@ use swarmesh_model::SharedMap;
 use swarmesh_router::{Table, model::CertificateRef};
 
 use super::{
-    error::{CertificateError, Place, Reason},
-    files::Watched,
+    error::{CertificateError, Place},
     pem::{self, Loaded},
 };
-use crate::access_log::rfc3339;
+use crate::{
+    access_log::rfc3339,
+    files::{Watched, in_directory},
+};
 
 /// Where the node keeps what routes name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -325,12 +327,10 @@ impl Certificates {
         parsed: &HashMap<Digested, Weak<Loaded>>,
     ) -> Result<(Digested, Arc<Loaded>), CertificateError> {
         let mut text = |place: &Place, directory: &Path, name: &str| {
-            if !is_plain(name) {
-                return Err(place.error(Reason::Name));
-            }
-            let (file, bytes) = Watched::read(directory.join(name));
+            let path = in_directory(directory, name).map_err(|error| place.error(error))?;
+            let (file, bytes) = Watched::read(path);
             files.push(file);
-            bytes.map_err(|reason| place.error(reason))
+            bytes.map_err(|error| place.error(error))
         };
         let (place, directory, certificate, key) = match reference {
             CertificateRef::Secrets { certificate, key } => {
@@ -394,13 +394,6 @@ fn digest(certificate: &[u8], key: Option<&[u8]>) -> Digested {
     bytes
 }
 
-/// It names a file of the directory itself, whatever the directory is.
-fn is_plain(name: &str) -> bool {
-    let mut components = Path::new(name).components();
-    let one = matches!(components.next(), Some(Component::Normal(part)) if part == name) && components.next().is_none();
-    one && !name.contains('\0')
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -412,7 +405,13 @@ mod tests {
     use swarmesh_router::model::Route;
 
     use super::*;
-    use crate::tls::testing::{self, Authority, route};
+    use crate::{
+        files::Unreadable,
+        tls::{
+            Reason,
+            testing::{self, Authority, route},
+        },
+    };
 
     struct Node {
         root: tempfile::TempDir,
@@ -540,7 +539,7 @@ mod tests {
         fs::remove_file(node.root.path().join("secrets/a.key")).unwrap();
         assert!(!certificates.refresh());
         assert!(Arc::ptr_eq(&find(), &second));
-        let missing = CertificateError { place: Place::Secret("a.key".into()), reason: Reason::Missing };
+        let missing = CertificateError { place: Place::Secret("a.key".into()), reason: Reason::File(Unreadable::Missing) };
         assert_eq!(faults(&certificates), [("a.crt".into(), CertificateFault::Unusable(missing), true)]);
     }
 
@@ -602,17 +601,17 @@ mod tests {
         fs::create_dir(node.root.path().join("secrets/directory")).unwrap();
         let outside = node.root.path().join("certificates/a.pem");
         for (name, reason) in [
-            ("../certificates/a.pem", Reason::Name),
-            (outside.to_str().unwrap(), Reason::Name),
-            ("..", Reason::Name),
-            (".", Reason::Name),
-            ("", Reason::Name),
-            ("a.pem/", Reason::Name),
-            ("./a.pem", Reason::Name),
-            ("directory/a.pem", Reason::Name),
-            ("a.pem\0", Reason::Name),
-            ("directory", Reason::NotAFile),
-            ("a.pem", Reason::Missing),
+            ("../certificates/a.pem", Reason::File(Unreadable::Name)),
+            (outside.to_str().unwrap(), Reason::File(Unreadable::Name)),
+            ("..", Reason::File(Unreadable::Name)),
+            (".", Reason::File(Unreadable::Name)),
+            ("", Reason::File(Unreadable::Name)),
+            ("a.pem/", Reason::File(Unreadable::Name)),
+            ("./a.pem", Reason::File(Unreadable::Name)),
+            ("directory/a.pem", Reason::File(Unreadable::Name)),
+            ("a.pem\0", Reason::File(Unreadable::Name)),
+            ("directory", Reason::File(Unreadable::NotAFile)),
+            ("a.pem", Reason::File(Unreadable::Missing)),
         ] {
             let certificates = node.certificates(None, vec![route("a.example", Some(secret(name, None)))]);
             assert!(certificates.find(Some("a.example")).is_none());
@@ -622,7 +621,9 @@ mod tests {
         node.put("secrets", "large", &"a".repeat(1 << 20 | 1));
         let certificates = node.certificates(None, vec![route("a.example", Some(secret("large", None)))]);
         let problems = faults(&certificates);
-        assert!(matches!(&problems[..], [(_, CertificateFault::Unusable(e), false)] if e.reason == Reason::TooBig { most: 1 << 20 }));
+        assert!(
+            matches!(&problems[..], [(_, CertificateFault::Unusable(e), false)] if e.reason == Reason::File(Unreadable::TooBig { most: 1 << 20 }))
+        );
     }
 
     #[test]

@@ -28,6 +28,7 @@ use super::{
     *,
 };
 use crate::{
+    files::Unreadable,
     hello::{HelloLimits, read_hello},
     proxy_protocol,
     rewound::Rewound,
@@ -228,8 +229,8 @@ async fn another_bundle_lets_in_others_and_nobody_comes_back_by_ticket() {
     assert!(visit(before.address, &of_old, "a.example").await.is_ok() && visit(before.address, &of_new, "a.example").await.is_err());
     fs::write(&path, &old.certificate).unwrap();
     assert!(!clients.refresh().unwrap(), "the same again");
-    for reason in [Reason::NoCertificate, Reason::Missing] {
-        if reason == Reason::Missing {
+    for reason in [Reason::NoCertificate, Reason::File(Unreadable::Missing)] {
+        if reason == Reason::File(Unreadable::Missing) {
             fs::remove_file(&path).unwrap();
         } else {
             fs::write(&path, "no certificate").unwrap();

@@ -23,7 +23,8 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{CertificateError, ConfigError, HTTP1, HTTP2, Place, files::Watched, pem, provider};
+use super::{CertificateError, ConfigError, HTTP1, HTTP2, Place, pem, provider};
+use crate::files::Watched;
 
 /// Where Debian's package ca-certificates keeps its bundle.
 pub const DEBIAN_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -412,7 +413,7 @@ mod tests {
         assert_eq!(node.upstream.problem(), None);
         fs::remove_file(&bundle).unwrap();
         assert!(node.upstream.refresh().unwrap());
-        assert_eq!(node.upstream.problem().unwrap().reason, super::super::Reason::Missing);
+        assert_eq!(node.upstream.problem().unwrap().reason, super::super::Reason::File(crate::files::Unreadable::Missing));
         assert!(visit().await.is_ok());
 
         let none = UpstreamTls::new(bundle).unwrap();

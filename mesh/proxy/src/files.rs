@@ -4,19 +4,32 @@ use std::{
     fs::{self, File, Metadata},
     io::{self, Read},
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-
-use super::error::Reason;
 
 const LARGEST: u64 = 1 << 20;
 /// A file that was changed this shortly before it was read may change again without its times telling.
 const SETTLES: Duration = Duration::from_secs(2);
 
+/// Why there is nothing to be had of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    #[error("is no plain file name")]
+    Name,
+    #[error("is not there")]
+    Missing,
+    #[error("cannot be read: {}", io::Error::from(*.0))]
+    Read(io::ErrorKind),
+    #[error("is no file")]
+    NotAFile,
+    #[error("is larger than {most} bytes")]
+    TooBig { most: u64 },
+}
+
 /// A file as it was when it was read last.
 #[derive(Debug)]
-pub(super) struct Watched {
+pub(crate) struct Watched {
     path: PathBuf,
     /// `None` if it was not there or no file.
     stamp: Option<Stamp>,
@@ -33,7 +46,7 @@ struct Stamp {
 }
 
 impl Watched {
-    pub(super) fn read(path: PathBuf) -> (Self, Result<Vec<u8>, Reason>) {
+    pub(crate) fn read(path: PathBuf) -> (Self, Result<Vec<u8>, Unreadable>) {
         let opened = open(&path);
         let now = SystemTime::now();
         let Ok((file, metadata)) = opened else {
@@ -44,7 +57,7 @@ impl Watched {
     }
 
     /// It has to be read again, or may have to.
-    pub(super) fn is_stale(&self) -> bool {
+    pub(crate) fn is_stale(&self) -> bool {
         let stamp = fs::metadata(&self.path).ok().filter(Metadata::is_file).as_ref().map(Stamp::of);
         !self.settled || stamp != self.stamp
     }
@@ -67,25 +80,32 @@ impl Stamp {
     }
 }
 
-fn open(path: &Path) -> Result<(File, Metadata), Reason> {
+/// Where the file of this name is. Names that lead out of the directory are refused.
+pub(crate) fn in_directory(directory: &Path, name: &str) -> Result<PathBuf, Unreadable> {
+    let mut components = Path::new(name).components();
+    let one = matches!(components.next(), Some(Component::Normal(part)) if part == name) && components.next().is_none();
+    if one && !name.contains('\0') { Ok(directory.join(name)) } else { Err(Unreadable::Name) }
+}
+
+fn open(path: &Path) -> Result<(File, Metadata), Unreadable> {
     // Before it is opened, since opening a pipe waits for its other end.
     if !fs::metadata(path).map_err(|e| failed(&e))?.is_file() {
-        return Err(Reason::NotAFile);
+        return Err(Unreadable::NotAFile);
     }
     let file = File::open(path).map_err(|e| failed(&e))?;
     let metadata = file.metadata().map_err(|e| failed(&e))?;
     Ok((file, metadata))
 }
 
-fn contents(file: File) -> Result<Vec<u8>, Reason> {
+fn contents(file: File) -> Result<Vec<u8>, Unreadable> {
     let mut bytes = Vec::new();
     file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(|e| failed(&e))?;
-    if bytes.len() as u64 > LARGEST { Err(Reason::TooBig { most: LARGEST }) } else { Ok(bytes) }
+    if bytes.len() as u64 > LARGEST { Err(Unreadable::TooBig { most: LARGEST }) } else { Ok(bytes) }
 }
 
-fn failed(error: &io::Error) -> Reason {
+fn failed(error: &io::Error) -> Unreadable {
     match error.kind() {
-        io::ErrorKind::NotFound => Reason::Missing,
-        kind => Reason::Read(kind),
+        io::ErrorKind::NotFound => Unreadable::Missing,
+        kind => Unreadable::Read(kind),
     }
 }
