@@ -4,7 +4,7 @@
 //! minute. Whom a list does not know takes as long as whom it knows.
 
 mod crypt;
-mod secret;
+mod user_file;
 
 use std::{
     collections::HashMap,
@@ -24,7 +24,9 @@ use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 use swarmesh_router::model::{BasicAuth, HashKind, Password, User};
 use tokio::sync::Semaphore;
 
-use self::secret::Secret;
+pub use self::user_file::NodeUsers;
+use self::user_file::UserFile;
+use crate::{files::Unreadable, tls::Place};
 
 /// Why nobody can be checked.
 #[derive(Debug, thiserror::Error)]
@@ -42,12 +44,33 @@ pub enum Refusal {
     Busy,
 }
 
+/// Who of those that are to get in gets in nowhere.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UserFault {
+    #[error("{place} {error}, so none of its users gets in: {remedy}")]
+    File { place: Place, error: Unreadable, remedy: &'static str },
+    #[error(
+        "{place}: {count} entries get in nowhere: write name:password, with a crypt hash that can be checked where hashes are asked for"
+    )]
+    Entries { place: Place, count: usize },
+    #[error("user {name:?} gets in nowhere: there is no password, or a hash that would take too long to check")]
+    NoPassword { name: String },
+}
+
 /// One list of users, and what it says to everybody else.
 #[derive(Debug)]
 pub struct Gate {
     challenge: HeaderValue,
-    users: ArcSwap<Users>,
-    secret: Option<Secret>,
+    listed: Vec<User>,
+    file: Option<UserFile>,
+    list: ArcSwap<List>,
+}
+
+/// Who passes, as far as the file said when it was read.
+#[derive(Debug, Default)]
+struct List {
+    users: Users,
+    faults: Vec<UserFault>,
 }
 
 /// Names, and what proves them.
@@ -86,38 +109,66 @@ const MOST_WAITING: usize = 256;
 const LONGEST_HEADER: usize = 4096;
 
 impl Gate {
-    /// A route's gate. Reads its secret, a file of that name in `secrets`; `node` is the node's own list.
-    pub fn new(auth: &BasicAuth, secrets: &Path, node: &Users) -> Arc<Self> {
-        let secret = auth.secret.as_deref().map(|name| Secret::new(secrets, name, auth.secret_hashed, &auth.users));
-        let users = match &secret {
-            Some(secret) => secret.load().unwrap_or_default(),
-            None => Users::of(&auth.users, node),
+    /// A route's gate. Reads its secret, a file of that name in `secrets`; a route without one has the passwords of those whom it only
+    /// names from the node's own list.
+    pub fn new(auth: &BasicAuth, secrets: &Path, node: Option<&NodeUsers>) -> Arc<Self> {
+        let file = match &auth.secret {
+            Some(name) => Some(UserFile::secret(secrets, name, auth.secret_hashed)),
+            None => node.filter(|_| names_alone(&auth.users)).cloned().map(UserFile::of_node),
         };
-        Arc::new(Self { challenge: challenge(&auth.realm), users: ArcSwap::from_pointee(users), secret })
+        Self::reading(&auth.realm, auth.users.clone(), file)
     }
 
-    /// The node's own gate; `None` if its list is empty.
-    pub fn node(realm: &str, users: Users) -> Option<Arc<Self>> {
-        (!users.is_empty()).then(|| Arc::new(Self { challenge: challenge(realm), users: ArcSwap::from_pointee(users), secret: None }))
+    /// For whom the node's own list has.
+    pub fn node(realm: &str, list: NodeUsers) -> Arc<Self> {
+        Self::reading(realm, Vec::new(), Some(UserFile::of_node(list)))
     }
 
-    /// The user's name, if a request has one with the right password. The secret is read again if its file changed.
-    pub async fn pass(self: &Arc<Self>, verifier: &Verifier, headers: &HeaderMap) -> Result<Arc<str>, Refusal> {
-        if let Some(secret) = &self.secret
-            && let Some(_turn) = secret.is_stale().await
-        {
-            let gate = Arc::clone(self);
-            // Reading may block. What cannot be read leaves nobody of the secret.
-            let _ = tokio::task::spawn_blocking(move || {
-                if let Some(users) = gate.secret.as_ref().and_then(Secret::load) {
-                    gate.users.store(Arc::new(users));
-                }
-            })
-            .await;
+    fn reading(realm: &str, listed: Vec<User>, file: Option<UserFile>) -> Arc<Self> {
+        let gate = Self { challenge: challenge(realm), listed, file, list: ArcSwap::default() };
+        gate.read();
+        Arc::new(gate)
+    }
+
+    /// What it says may change.
+    pub(crate) fn has_file(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// Looks at the file, and reads it if it changed. To be called from time to time, from where waiting for a disk delays nobody.
+    pub(crate) fn refresh(&self) {
+        if self.file.as_ref().is_some_and(UserFile::is_stale) {
+            self.read();
         }
+    }
+
+    /// If a name is listed alone, the list says who may pass, and the file only has passwords. Else the file's users may pass, too.
+    fn read(&self) {
+        let mut faults = Vec::new();
+        let of_file = self.file.as_ref().map(|file| file.read(&mut faults)).unwrap_or_default();
+        let mut users = Users::of(&self.listed, &of_file, &mut faults);
+        if !names_alone(&self.listed) {
+            for (name, proof) in &of_file.all {
+                users.add(name, proof.clone());
+            }
+        }
+        let before = self.list.load();
+        for fault in faults.iter().filter(|fault| !before.faults.contains(fault)) {
+            tracing::warn!("{fault}");
+        }
+        self.list.store(Arc::new(List { users, faults }));
+    }
+
+    /// Who does not get in, and why.
+    pub fn faults(&self) -> Vec<UserFault> {
+        self.list.load().faults.clone()
+    }
+
+    /// The user's name, if a request has one with the right password.
+    pub async fn pass(&self, verifier: &Verifier, headers: &HeaderMap) -> Result<Arc<str>, Refusal> {
         let (name, password) = credentials(headers).ok_or_else(|| self.refusal())?;
-        let users = self.users.load_full();
-        verifier.verify(&users, &name, password).await?.ok_or_else(|| self.refusal())
+        let list = self.list.load_full();
+        verifier.verify(&list.users, &name, password).await?.ok_or_else(|| self.refusal())
     }
 
     fn refusal(&self) -> Refusal {
@@ -151,8 +202,8 @@ impl Users {
     }
 
     /// Those who are listed; a name alone is looked up among the others. Who is found nowhere, or with a hash that would take too
-    /// long, gets in nowhere.
-    pub fn of(listed: &[User], others: &Self) -> Self {
+    /// long, gets in nowhere, and is added to the faults.
+    fn of(listed: &[User], others: &Self, faults: &mut Vec<UserFault>) -> Self {
         let mut users = Self::default();
         for user in listed {
             let proof = match &user.password {
@@ -161,14 +212,10 @@ impl Users {
             };
             match proof {
                 Some(proof) => users.add(&user.name, proof),
-                None => tracing::warn!(user = user.name, "has no password that can be checked, so the user gets in nowhere"),
+                None => faults.push(UserFault::NoPassword { name: user.name.clone() }),
             }
         }
         users
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.all.is_empty()
     }
 
     /// The first of a name stays.
@@ -312,6 +359,10 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+fn names_alone(listed: &[User]) -> bool {
+    listed.iter().any(|user| user.password.is_none())
 }
 
 /// Name and password. Strictly: one header, padded Base64, UTF-8, no control characters.

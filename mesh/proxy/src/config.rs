@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use ipnet::IpNet;
 use swarmesh_router::model::{CertificateRef, Timeouts};
 
-use crate::{access_log::AccessLog, auth::Users};
+use crate::{access_log::AccessLog, auth::NodeUsers};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -25,12 +25,11 @@ pub struct Config {
     pub secrets_dir: PathBuf,
     /// Certificates in files.
     pub certificates_dir: PathBuf,
-    /// The node's own users, `name:password` in lines, for routes that ask for them.
-    pub users: Option<PathBuf>,
+    /// The node's own users, for routes that ask for them. Where there is no such list, these routes ask nobody who he is; where
+    /// there is one that cannot be read, nobody gets in.
+    pub users: Option<NodeUsers>,
     /// A host that a label names may be this node itself: its loopback and link-local addresses.
     pub local_hosts: bool,
-    /// The passwords of `users` are hashes.
-    pub users_hashed: bool,
     /// For names that have no certificate, and clients that say no name. Without one, those are refused.
     pub default_certificate: Option<CertificateRef>,
     /// A bundle of CAs whose clients are known: routes can ask for them.
@@ -117,7 +116,6 @@ impl Default for Config {
             certificates_dir: PathBuf::from("/etc/swarmesh/certificates"),
             users: None,
             local_hosts: false,
-            users_hashed: false,
             default_certificate: None,
             client_authorities: None,
             backend_authorities: PathBuf::from("/etc/ssl/certs/ca-certificates.crt"),
@@ -145,24 +143,6 @@ impl Times {
 }
 
 impl Config {
-    /// The node's own users; none if there is no file, or it cannot be read, which lets nobody in.
-    pub(crate) fn node_users(&self) -> Users {
-        let Some(path) = &self.users else { return Users::default() };
-        match std::fs::read_to_string(path) {
-            Ok(text) => {
-                let (users, unread) = Users::parse(&text, self.users_hashed);
-                if unread > 0 {
-                    tracing::warn!(file = %path.display(), unread, "some users cannot be read, and get in nowhere");
-                }
-                users
-            }
-            Err(error) => {
-                tracing::warn!(file = %path.display(), %error, "the node's users cannot be read, and get in nowhere");
-                Users::default()
-            }
-        }
-    }
-
     pub(crate) fn trusts(&self, client: std::net::IpAddr) -> bool {
         self.trusted.iter().any(|net| net.contains(&client))
     }

@@ -22,7 +22,7 @@ use swarmesh_router::{
 
 use crate::{
     Config,
-    auth::{Gate, Users},
+    auth::{Gate, NodeUsers, UserFault},
     endpoint::{Endpoint, Foothold},
     live_set::{LiveSet, WeightedEndpoint},
     metrics::{Group, GroupCounts, RouteCounts},
@@ -36,6 +36,8 @@ pub struct Routing {
     lanes: Slots<Arc<Lane>>,
     /// Those whose backends are connected to in the background.
     checked: SharedMap<usize, Arc<Lane>>,
+    /// Those with gates whose files may change.
+    gated: SharedMap<usize, Arc<Lane>>,
     groups: SharedMap<Group, Arc<GroupCounts>>,
     /// What routes could not have since others have it.
     pub claims: Arc<[RouteProblem]>,
@@ -54,6 +56,13 @@ pub struct Lane {
     pub(crate) gates: Vec<Arc<Gate>>,
 }
 
+impl Lane {
+    /// Who is to get in, and does not.
+    pub fn user_faults(&self) -> impl Iterator<Item = UserFault> {
+        self.gates.iter().flat_map(|gate| gate.faults())
+    }
+}
+
 impl Routing {
     pub fn lane(&self, position: usize) -> Option<&Arc<Lane>> {
         self.lanes.get(position)
@@ -67,6 +76,11 @@ impl Routing {
     /// Lanes of routes that ask for it that their backends are connected to in the background.
     pub(crate) fn checked(&self) -> impl Iterator<Item = &Arc<Lane>> {
         self.checked.values()
+    }
+
+    /// Gates of routes whose users are in files.
+    pub(crate) fn gates_with_files(&self) -> impl Iterator<Item = &Arc<Gate>> {
+        self.gated.values().flat_map(|lane| &lane.gates).filter(|gate| gate.has_file())
     }
 
     /// What is counted for those who read metrics.
@@ -93,10 +107,11 @@ impl Routing {
 #[derive(Debug)]
 pub struct Switchboard<K = ()> {
     secrets_dir: PathBuf,
-    node_users: Users,
+    node_users: Option<NodeUsers>,
     book: Book<K>,
     lanes: Slots<Arc<Lane>>,
     checked: SharedMap<usize, Arc<Lane>>,
+    gated: SharedMap<usize, Arc<Lane>>,
     claims: Arc<[RouteProblem]>,
     endpoints: HashMap<Place, Arc<Endpoint>>,
     /// By endpoint, where it is, and how many times live sets have it.
@@ -122,7 +137,6 @@ struct Place {
 }
 
 impl Switchboard {
-    /// Reads the node's users.
     pub fn new(config: &Config) -> Self {
         Self::by_owner(config)
     }
@@ -136,14 +150,14 @@ impl Switchboard {
 }
 
 impl<K: Eq + Hash> Switchboard<K> {
-    /// Reads the node's users.
     pub fn by_owner(config: &Config) -> Self {
         Self {
             secrets_dir: config.secrets_dir.clone(),
-            node_users: config.node_users(),
+            node_users: config.users.clone(),
             book: Book::default(),
             lanes: Slots::default(),
             checked: SharedMap::default(),
+            gated: SharedMap::default(),
             claims: Arc::default(),
             endpoints: HashMap::new(),
             used: HashMap::new(),
@@ -172,10 +186,8 @@ impl<K: Eq + Hash> Switchboard<K> {
                 self.name(position, &old, false);
                 left.push(old);
             }
-            match new.as_ref().filter(|lane| lane.route.policy.check_connect) {
-                Some(lane) => self.checked.insert(position, Arc::clone(lane)),
-                None => self.checked.remove(&position),
-            };
+            keep(&mut self.checked, position, new.as_ref().filter(|lane| lane.route.policy.check_connect));
+            keep(&mut self.gated, position, new.as_ref().filter(|lane| lane.gates.iter().any(|gate| gate.has_file())));
             if let Some(lane) = &new {
                 self.name(position, lane, true);
             }
@@ -191,6 +203,7 @@ impl<K: Eq + Hash> Switchboard<K> {
             table: Arc::new(self.book.table().clone()),
             lanes: self.lanes.clone(),
             checked: self.checked.clone(),
+            gated: self.gated.clone(),
             groups: self.groups.clone(),
             claims: Arc::clone(&self.claims),
         }
@@ -227,7 +240,7 @@ impl<K: Eq + Hash> Switchboard<K> {
         let (counts, _) = self.counts.entry((route.origin.clone(), route.listener)).or_default();
         let counts = Arc::clone(counts);
         let lists = route.filters.iter().filter_map(|filter| if let Filter::BasicAuth(auth) = filter { Some(auth) } else { None });
-        let gates = lists.map(|auth| Gate::new(auth, &self.secrets_dir, &self.node_users)).collect();
+        let gates = lists.map(|auth| Gate::new(auth, &self.secrets_dir, self.node_users.as_ref())).collect();
         Arc::new(Lane { route: Arc::clone(route), live, counts, answers_ask_headers: answers_ask_headers(route), gates })
     }
 
@@ -335,6 +348,13 @@ impl<K: Eq + Hash> Switchboard<K> {
             }
         }
     }
+}
+
+fn keep(lanes: &mut SharedMap<usize, Arc<Lane>>, position: usize, lane: Option<&Arc<Lane>>) {
+    match lane {
+        Some(lane) => lanes.insert(position, Arc::clone(lane)),
+        None => lanes.remove(&position),
+    };
 }
 
 fn answers_ask_headers(route: &Route) -> bool {

@@ -4,12 +4,12 @@ mod common;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use base64::Engine as _;
 use common::{Reply, Seen, Stage, ok, with_status};
-use swarmesh_proxy::Config;
+use swarmesh_proxy::{Config, auth::NodeUsers};
 use swarmesh_router::model::{
     Action, BackendMode, BasicAuth, Ejection, Filter, ForwardHeaders, ForwardedProto, Match, Password, PathMatch, Redirect, RedirectCode,
     RedirectTarget, RetryOn, Stickiness, User,
@@ -105,11 +105,9 @@ fn a_user_of_the_route_and_of_the_node_gets_in() {
     let user = |name: &str| User { name: name.to_owned(), password: Some(Password::Plain("secret".into())) };
     let auth =
         BasicAuth { realm: "r".to_owned(), users: vec![user("both"), user("route")], secret: None, secret_hashed: false, consume: true };
-    let stage = Stage::new(Config { users: Some(file.path().to_owned()), ..Config::default() }).service("web", 1, who).route(
-        Match::host("a"),
-        "web",
-        |route| route.filters = vec![Filter::BasicAuth(auth), Filter::GlobalAuth],
-    );
+    let stage = Stage::new(Config { users: Some(NodeUsers { path: file.path().to_owned(), hashed: false }), ..Config::default() })
+        .service("web", 1, who)
+        .route(Match::host("a"), "web", |route| route.filters = vec![Filter::BasicAuth(auth), Filter::GlobalAuth]);
     for (credentials, status) in [("both:secret", 200), ("route:secret", 401), ("node:secret", 401), ("both:wrong", 401)] {
         let mut client = stage.connect();
         let encoded = base64::engine::general_purpose::STANDARD.encode(credentials);
@@ -117,6 +115,38 @@ fn a_user_of_the_route_and_of_the_node_gets_in() {
         assert_eq!(client.answer().unwrap().status, status, "{credentials}");
     }
     assert!(stage.seen("web").iter().all(|seen| seen.header("authorization").is_none()), "the password went on to the backend");
+}
+
+/// Without the list that it is to have, a node is closed, not open; and it need not begin anew for another.
+#[test]
+fn the_nodes_users_are_those_of_its_file_as_it_is_now() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("users");
+    let stage = Stage::new(Config { users: Some(NodeUsers { path: path.clone(), hashed: false }), ..Config::default() })
+        .service("web", 1, who)
+        .route(Match::host("a"), "web", |route| route.filters = vec![Filter::GlobalAuth]);
+    let status = |credentials: &str| {
+        let mut client = stage.connect();
+        let encoded = base64::engine::general_purpose::STANDARD.encode(credentials);
+        client.send(format!("GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Basic {encoded}\r\n\r\n"));
+        client.answer().unwrap().status
+    };
+    let until = |credentials: &str, wanted: u16| {
+        let patience = Instant::now() + Duration::from_secs(20);
+        while status(credentials) != wanted {
+            assert!(Instant::now() < patience, "{credentials} does not get {wanted}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    assert_eq!(stage.get("a", "/").status, 401);
+    std::fs::write(&path, "one:x\n").unwrap();
+    until("one:x", 200);
+    std::fs::write(&path, "two:y\n").unwrap();
+    until("two:y", 200);
+    assert_eq!(status("one:x"), 401);
+    std::fs::remove_file(&path).unwrap();
+    until("two:y", 401);
+    assert_eq!(stage.get("a", "/").status, 401);
 }
 
 #[test]

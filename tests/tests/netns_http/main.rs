@@ -368,6 +368,7 @@ const ROWS: &[Row<Site>] = &[
     }),
     ("DFP6 users of the node, for all services; with a service's own, who is in both lists", |site| {
         fs::write(site.file("users"), "my-user-1:my-pass-1\nmy-user-2:my-pass-2\n")?;
+        site.configure(&format!("users = {:?}\n", site.file("users")))?;
         site.restart_agents()?;
         let outcome = (|| {
             site.create_demo(&go_demo("--label com.df.servicePath=/demo --replicas 3"))?;
@@ -384,9 +385,25 @@ const ROWS: &[Row<Site>] = &[
             let url = format!("http://{}/demo/hello", node(0));
             site.client.curl(&["-u", "my-user-1:my-pass-1", &url])?.is_of("go-demo")?;
             site.client.curl(&["-u", "my-user-2:my-pass-2", &url])?.is(401)?;
-            site.client.curl(&["-u", "admin:password", &url])?.is(401)
+            site.client.curl(&["-u", "admin:password", &url])?.is(401)?;
+            // Another list counts at once. Without any, it is closed, and says why.
+            fs::write(site.file("users"), "admin:password\n")?;
+            site.lab.wait("another user gets in", || {
+                site.client.curl(&["-u", "admin:password", &url])?.is(200)?;
+                site.client.curl(&["-u", "my-user-1:my-pass-1", &url])?.is(401)?;
+                Ok(true)
+            })?;
+            fs::remove_file(site.file("users"))?;
+            site.lab.wait("nobody gets in", || {
+                site.client.curl(&["-u", "admin:password", &url])?.is(401)?;
+                Ok(true)
+            })?;
+            site.client.curl(&[&url])?.is(401)?;
+            let status = site.lab.swarmesh("node1", &["status"])?;
+            ensure!(status.contains("is not there, so none of its users gets in"), "{status}");
+            Ok(())
         })();
-        fs::write(site.file("users"), "")?;
+        site.configure("")?;
         site.restart_agents()?;
         outcome
     }),

@@ -52,18 +52,14 @@ networks:
 }
 
 fn configure(files: &Path, more: &str) -> Result<()> {
-    let [secrets, users] = ["secrets", "users"].map(|name| files.join(name));
-    Ok(fs::write(
-        files.join("swarmesh.toml"),
-        format!("[router]\nsecrets = {secrets:?}\nusers = {users:?}\ncertificates = {files:?}\n{more}"),
-    )?)
+    let secrets = files.join("secrets");
+    Ok(fs::write(files.join("swarmesh.toml"), format!("[router]\nsecrets = {secrets:?}\ncertificates = {files:?}\n{more}"))?)
 }
 
 impl Site {
     pub(crate) fn up() -> Result<Self> {
         let files = tempfile::tempdir()?;
         fs::create_dir(files.path().join("secrets"))?;
-        fs::write(files.path().join("users"), "")?;
         configure(files.path(), "")?;
         let config = format!("--agent-arg=--config={}", files.path().join("swarmesh.toml").display());
         let lab = Lab::up(

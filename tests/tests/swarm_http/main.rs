@@ -236,6 +236,34 @@ const ROWS: &[Row<Swarm>] = &[
         }
         Ok(())
     }),
+    ("DFP6 users of the node, for all of its services: 401 without, 200 with; another list counts at once", |swarm| {
+        let users = swarm.lab.work().join("node-users");
+        fs::write(&users, "my-user-1:my-pass-1\nmy-user-2:my-pass-2\n")?;
+        swarm.restart_with(&format!("users = {users:?}\n"))?;
+        let asked = |index: usize, more: &[&str]| {
+            swarm.client.curl(&[&["--header", "Host: my-domain.com"], more, &[&format!("http://{}/demo/hello", node(index))]].concat())
+        };
+        let outcome = (|| {
+            for index in 0..NODES {
+                let answer = asked(index, &[])?;
+                answer.is(401)?;
+                ensure!(answer.header("www-authenticate").is_some_and(|v| v.starts_with("Basic realm=\"defaultRealm\"")), "{answer:?}");
+                asked(index, &["-u", "my-user-1:my-pass-1"])?.is_of("two-domains")?;
+                asked(index, &["-u", "my-user-2:my-pass-2"])?.is_of("two-domains")?;
+                asked(index, &["-u", "my-user-2:my-pass-1"])?.is(401)?;
+                // Services of other systems do not ask for them.
+                swarm.client.ask(index, "app.example.com", "/")?.is(200)?;
+            }
+            fs::write(&users, "my-user-3:my-pass-3\n")?;
+            swarm.wait("another user gets in", 10, || {
+                asked(0, &["-u", "my-user-3:my-pass-3"])?.is_of("two-domains")?;
+                asked(0, &["-u", "my-user-1:my-pass-1"])?.is(401)?;
+                Ok(true)
+            })
+        })();
+        swarm.restart_with("")?;
+        outcome
+    }),
     ("DFP8 a certificate is put to each node's API: https fails before, and works after", |swarm| {
         let name = "my-domain.com";
         let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-addext", "subjectAltName=DNS:my-domain.com"];

@@ -4,12 +4,13 @@ use std::{
     cell::RefCell,
     collections::BTreeSet,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     thread::sleep,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use swarmesh_tests::{
     agents::{self, Agents},
@@ -87,9 +88,8 @@ impl Swarm {
     pub(crate) fn up() -> Result<Self> {
         let start = Instant::now();
         let lab = DockerLab::up(PREFIX, NODES, NODES)?;
-        let config = lab.work().join("swarmesh.toml");
-        fs::write(&config, format!("[router]\nsecrets = {SECRETS:?}\n[flow-proxy]\napi = {FLOW_PROXY:?}\n"))?;
-        let config = format!("--config={}", config.display());
+        configure(&lab, "")?;
+        let config = format!("--config={}", config_file(&lab).display());
         let agents = Agents::new(&lab, &program())?.with_options(&["--http=0.0.0.0:80", "--https=0.0.0.0:443,0.0.0.0:8443", &config]);
         agents::import_image(&lab, agents.program(), IMAGE)?;
         lab.name_image(IMAGE, &IMAGES)?;
@@ -222,6 +222,16 @@ impl Swarm {
         self.docker(&words.iter().map(String::as_str).collect::<Vec<_>>()).map(drop)
     }
 
+    /// The operator's file for all nodes, with these lines of `[router]` more, and an agent on each that has read it.
+    pub(crate) fn restart_with(&self, more: &str) -> Result<()> {
+        configure(&self.lab, more)?;
+        for node in 0..NODES {
+            self.agents.borrow_mut().stop(node, Signal::SIGTERM)?;
+            self.agents.borrow_mut().start(&self.lab, node)?;
+        }
+        self.settled()
+    }
+
     /// Runs the Docker client against the first node's engine.
     pub(crate) fn docker(&self, words: &[&str]) -> Result<String> {
         self.lab.docker(0, words)
@@ -287,6 +297,15 @@ impl Swarm {
             sleep(Duration::from_millis(200));
         }
     }
+}
+
+fn config_file(lab: &DockerLab) -> PathBuf {
+    lab.work().join("swarmesh.toml")
+}
+
+fn configure(lab: &DockerLab, more: &str) -> Result<()> {
+    let text = format!("[router]\nsecrets = {SECRETS:?}\n{more}[flow-proxy]\napi = {FLOW_PROXY:?}\n");
+    Ok(fs::write(config_file(lab), text)?)
 }
 
 /// A replaced task is told to stop, serves on for a moment, as a careful server does, and is asked for its health.

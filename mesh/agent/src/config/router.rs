@@ -11,6 +11,7 @@ use serde::Deserialize;
 use swarmesh_proxy::{
     Config,
     access_log::{AccessLog, Field, LogTarget},
+    auth::NodeUsers,
 };
 use swarmesh_router::model::CertificateRef;
 
@@ -68,8 +69,7 @@ impl RawRouter {
             default_certificate,
             client_authorities: self.client_authorities,
             backend_authorities: self.backend_authorities.unwrap_or(usual.backend_authorities),
-            users: self.users,
-            users_hashed: self.users_hashed.unwrap_or_default(),
+            users: self.users.map(|path| NodeUsers { path, hashed: self.users_hashed.unwrap_or_default() }),
             local_hosts: self.local_hosts.unwrap_or_default(),
             access_log: access_log(self.access_log.as_deref(), self.access_log_sample, self.access_log_fields.as_deref())?,
             ..usual

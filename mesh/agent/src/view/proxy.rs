@@ -1,6 +1,9 @@
 //! What the running proxy finds wrong, told on the services whose routes ask for it.
 
-use std::time::{Instant, SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Instant, SystemTime},
+};
 
 use swarmesh_model::Problem;
 use swarmesh_proxy::{Shared, routing::Routing};
@@ -30,6 +33,7 @@ pub(super) fn problems(proxy: &Shared, now: SystemTime) -> Vec<Problem> {
         // Where no route verifies any, the bundle need not be there.
         problems.extend(on_owners(&routing, &message, verifies_backends));
     }
+    problems.extend(of_users(proxy, &routing));
     if let Some(problem) = &*proxy.client_authorities_problem.load() {
         let message = format!("clients are believed by the CAs of before: {problem}");
         problems.push(Problem::new(NODES, "client-authorities", message));
@@ -48,6 +52,22 @@ fn on_owners(routing: &Routing, message: &str, concerns: impl Fn(&Route) -> bool
     origins.sort();
     origins.dedup_by(|a, b| a.owner == b.owner);
     origins.into_iter().map(|origin| Problem::new(origin.owner.to_string(), origin.label.clone(), message)).collect()
+}
+
+/// Each once for each owner, on the first label.
+fn of_users(proxy: &Shared, routing: &Routing) -> impl Iterator<Item = Problem> {
+    let mut found = BTreeMap::new();
+    for lane in routing.lanes() {
+        for fault in lane.user_faults() {
+            let origin = &lane.route.origin;
+            let label = found.entry((origin.owner.to_string(), fault.to_string())).or_insert_with(|| origin.label.clone());
+            if origin.label < *label {
+                label.clone_from(&origin.label);
+            }
+        }
+    }
+    let of_routes = found.into_iter().map(|((owner, message), label)| Problem::new(owner, label, message));
+    of_routes.chain(proxy.node_user_faults().into_iter().map(|fault| Problem::new(NODES, "users", fault.to_string())))
 }
 
 fn verifies_backends(route: &Route) -> bool {

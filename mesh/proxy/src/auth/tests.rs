@@ -43,15 +43,10 @@ async fn passes(gate: &Arc<Gate>, verifier: &Verifier, credentials: &str) -> boo
     }
 }
 
-/// Looks at the secret's file with the next request.
-fn make_stale(gate: &mut Arc<Gate>) {
-    Arc::get_mut(gate).unwrap().secret.as_mut().unwrap().make_stale();
-}
-
 #[tokio::test]
 async fn the_right_password_passes_and_no_other() {
     let users = vec![user("plain", Some("p:ä ss")), user("sha", Some(SHA)), user("md5", Some(MD5)), user("nobody", None)];
-    let gate = Gate::new(&auth(users, None, false), Path::new("/"), &Users::default());
+    let gate = Gate::new(&auth(users, None, false), Path::new("/"), None);
     let verifier = verifier();
     for right in ["plain:p:ä ss", "sha:secret", "md5:secret", "sha:secret"] {
         assert!(passes(&gate, &verifier, right).await, "{right}");
@@ -76,7 +71,7 @@ async fn the_right_password_passes_and_no_other() {
 
 #[tokio::test]
 async fn a_header_that_is_not_exactly_right_is_none() {
-    let gate = Gate::new(&auth(vec![user("a", Some("b"))], None, false), Path::new("/"), &Users::default());
+    let gate = Gate::new(&auth(vec![user("a", Some("b"))], None, false), Path::new("/"), None);
     let verifier = verifier();
     // `a:b` is YTpi.
     for right in ["Basic YTpi", "bAsIc   YTpi ", "Basic\u{20}YTpi"] {
@@ -109,19 +104,19 @@ async fn a_header_that_is_not_exactly_right_is_none() {
 
 #[tokio::test]
 async fn strangers_cost_what_users_cost() {
-    let gate = Gate::new(&auth(vec![user("a", Some(SHA)), user("b", Some(MD5))], None, false), Path::new("/"), &Users::default());
+    let gate = Gate::new(&auth(vec![user("a", Some(SHA)), user("b", Some(MD5))], None, false), Path::new("/"), None);
     let verifier = verifier();
     for (tried, credentials) in (1..).zip(["a:wrong", "stranger:secret", "stranger:secret", "b:wrong", "other:", ":"]) {
         assert!(!passes(&gate, &verifier, credentials).await, "{credentials}");
         assert_eq!(verifier.computed(), tried, "{credentials}");
     }
-    let nobody = Gate::new(&auth(Vec::new(), None, false), Path::new("/"), &Users::default());
+    let nobody = Gate::new(&auth(Vec::new(), None, false), Path::new("/"), None);
     assert!(!passes(&nobody, &verifier, "a:b").await);
 }
 
 #[tokio::test]
 async fn what_proved_right_is_remembered_and_what_was_wrong_is_not() {
-    let gate = Gate::new(&auth(vec![user("a", Some(SHA)), user("b", Some(SHA))], None, false), Path::new("/"), &Users::default());
+    let gate = Gate::new(&auth(vec![user("a", Some(SHA)), user("b", Some(SHA))], None, false), Path::new("/"), None);
     let verifier = Arc::new(verifier());
     let headers = basic("a:secret");
     let mut set = tokio::task::JoinSet::new();
@@ -149,7 +144,7 @@ async fn what_proved_right_is_remembered_and_what_was_wrong_is_not() {
 
 #[tokio::test]
 async fn more_than_can_wait_are_sent_away() {
-    let gate = Gate::new(&auth(vec![user("a", Some(SHA))], None, false), Path::new("/"), &Users::default());
+    let gate = Gate::new(&auth(vec![user("a", Some(SHA))], None, false), Path::new("/"), None);
     let verifier = verifier();
     let all: Vec<_> = (0..MOST_WAITING).map(|_| Waiting::begin(&verifier.waiting).unwrap()).collect();
     assert_eq!(gate.pass(&verifier, &basic("a:secret")).await, Err(Refusal::Busy));
@@ -174,17 +169,20 @@ async fn a_secret_gives_users_and_passwords() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("team"), "alice:one, two\n\nbob : three:four \nbroken\n").unwrap();
     fs::write(directory.path().join("hashed"), format!("alice:{SHA},bob:{MD5}\nplain:word\nslow:$6$rounds=999999999$salt$x\n")).unwrap();
-    let node = Users::parse("node:own", false).0;
-    let gate = |users, secret, hashed| Gate::new(&auth(users, secret, hashed), directory.path(), &node);
+    let node = NodeUsers { path: directory.path().join("node"), hashed: false };
+    fs::write(&node.path, "node:own\nother:too\n").unwrap();
+    let gate = |users, secret, hashed| Gate::new(&auth(users, secret, hashed), directory.path(), Some(&node));
     let verifier = verifier();
 
     let team = gate(vec![], Some("team"), false);
     assert!(passes(&team, &verifier, "alice:one, two").await && passes(&team, &verifier, "bob:three:four").await);
     assert!(!passes(&team, &verifier, "alice:one").await && !passes(&team, &verifier, "node:own").await);
+    assert_eq!(team.faults(), [UserFault::Entries { place: Place::Secret("team".into()), count: 1 }]);
 
     let hashed = gate(vec![], Some("hashed"), true);
     assert!(passes(&hashed, &verifier, "alice:secret").await && passes(&hashed, &verifier, "bob:secret").await);
     assert!(!passes(&hashed, &verifier, "plain:word").await && !passes(&hashed, &verifier, "slow:x").await);
+    assert_eq!(hashed.faults(), [UserFault::Entries { place: Place::Secret("hashed".into()), count: 2 }]);
 
     // A name alone: the list says who, the file says what.
     let named = gate(vec![user("alice", None), user("carol", Some("five"))], Some("team"), false);
@@ -199,31 +197,69 @@ async fn a_secret_gives_users_and_passwords() {
     // Without a secret, the node's own list has the password.
     let own = gate(vec![user("node", None), user("bob", None)], None, false);
     assert!(passes(&own, &verifier, "node:own").await);
-    assert!(!passes(&own, &verifier, "bob:three:four").await);
-    assert!(Gate::node("shop", Users::default()).is_none());
-    assert!(passes(&Gate::node("shop", node).unwrap(), &verifier, "node:own").await);
+    assert!(!passes(&own, &verifier, "bob:three:four").await && !passes(&own, &verifier, "other:too").await);
+    assert_eq!(own.faults(), [UserFault::NoPassword { name: "bob".into() }]);
+    let pairs = gate(vec![user("alice", Some("mine"))], None, false);
+    assert!(passes(&pairs, &verifier, "alice:mine").await && !passes(&pairs, &verifier, "node:own").await);
+    let whole = Gate::node("shop", node.clone());
+    assert!(passes(&whole, &verifier, "node:own").await && passes(&whole, &verifier, "other:too").await);
+}
+
+#[tokio::test]
+async fn a_list_that_cannot_be_read_lets_nobody_in_and_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("users");
+    let list = NodeUsers { path: path.clone(), hashed: false };
+    let (gate, verifier) = (Gate::node("shop", list), verifier());
+    let place = Place::Configured(path.clone());
+    let fault = |error| vec![UserFault::File { remedy: place.remedy(error), place: place.clone(), error }];
+    assert!(!passes(&gate, &verifier, "a:b").await && !passes(&gate, &verifier, ":").await);
+    assert_eq!(gate.faults(), fault(Unreadable::Missing));
+    assert!(
+        gate.faults()[0]
+            .to_string()
+            .ends_with("is not there, so none of its users gets in: see that it is a file and that the agent may read it")
+    );
+    fs::create_dir(&path).unwrap();
+    let gate = Gate::node("shop", NodeUsers { path: path.clone(), hashed: false });
+    assert_eq!(gate.faults(), fault(Unreadable::NotAFile));
+    fs::remove_dir(&path).unwrap();
+    // What a mended text would let in is what anybody can write.
+    fs::write(&path, b"a:b\nodd:\xff\nc:d\n").unwrap();
+    gate.refresh();
+    assert_eq!(gate.faults(), [UserFault::Entries { place: place.clone(), count: 1 }]);
+    assert!(passes(&gate, &verifier, "a:b").await && passes(&gate, &verifier, "c:d").await);
+    assert!(!passes(&gate, &verifier, "odd:\u{fffd}").await && !passes(&gate, &verifier, "odd:").await);
+    fs::write(&path, "").unwrap();
+    gate.refresh();
+    assert!(!passes(&gate, &verifier, "a:b").await && !passes(&gate, &verifier, ":").await);
 }
 
 #[tokio::test]
 async fn a_secret_is_read_again_when_it_changes() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("team");
-    let mut gate = Gate::new(&auth(vec![user("own", Some("x"))], Some("team"), false), directory.path(), &Users::default());
+    let gate = Gate::new(&auth(vec![user("own", Some("x"))], Some("team"), false), directory.path(), None);
     let verifier = verifier();
     assert!(!passes(&gate, &verifier, "alice:one").await);
     fs::write(&path, "alice:one").unwrap();
-    make_stale(&mut gate);
+    gate.refresh();
     assert!(passes(&gate, &verifier, "alice:one").await && passes(&gate, &verifier, "own:x").await);
-    let before = gate.users.load_full();
-    make_stale(&mut gate);
+    // A file that has just been written may have been written once more.
+    while gate.file.as_ref().unwrap().is_stale() {
+        gate.refresh();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let before = gate.list.load_full();
+    gate.refresh();
     assert!(passes(&gate, &verifier, "alice:one").await);
-    assert!(Arc::ptr_eq(&before, &gate.users.load_full()), "it did not change");
+    assert!(Arc::ptr_eq(&before, &gate.list.load_full()), "it did not change");
     fs::write(directory.path().join("new"), "alice:two").unwrap();
     fs::rename(directory.path().join("new"), &path).unwrap();
-    make_stale(&mut gate);
+    gate.refresh();
     assert!(passes(&gate, &verifier, "alice:two").await && !passes(&gate, &verifier, "alice:one").await);
     fs::remove_file(&path).unwrap();
-    make_stale(&mut gate);
+    gate.refresh();
     assert!(!passes(&gate, &verifier, "alice:two").await && passes(&gate, &verifier, "own:x").await);
 }
 
@@ -239,7 +275,7 @@ async fn only_files_of_the_directory_are_secrets() {
     for (name, found) in
         [("inside", true), ("../outside", false), (absolute.to_str().unwrap(), false), (".", false), ("", false), ("inside/", false)]
     {
-        let gate = Gate::new(&auth(vec![], Some(name), false), &below, &Users::default());
+        let gate = Gate::new(&auth(vec![], Some(name), false), &below, None);
         assert_eq!(passes(&gate, &verifier, "a:b").await, found, "{name:?}");
     }
 }
@@ -253,8 +289,8 @@ fn realms_are_quoted() {
 #[test]
 fn nothing_secret_is_shown() {
     let users = vec![user("a", Some("hunter2")), user("b", Some("$6$hunter2$hunter2"))];
-    let gate = Gate::new(&auth(users, Some("team"), false), Path::new("/nonexistent"), &Users::default());
-    let shown = format!("{gate:?} {:?} {:?}", verifier(), Users::parse("a:hunter2", false));
+    let gate = Gate::new(&auth(users, Some("team"), false), Path::new("/nonexistent"), None);
+    let shown = format!("{gate:?} {:?} {:?} {:?}", verifier(), Users::parse("a:hunter2", false), gate.faults());
     assert!(!shown.contains("hunter2"), "{shown}");
 }
 
@@ -272,7 +308,7 @@ proptest! {
     fn any_list_is_read(text in "[a-c:,\n ]{0,40}", hashed: bool) {
         let (users, unread) = Users::parse(&text, hashed);
         prop_assert!(users.all.iter().all(|(name, _)| !name.is_empty() && !name.contains(':')));
-        prop_assert!(!hashed || users.is_empty());
+        prop_assert!(!hashed || users.all.is_empty());
         prop_assert!(unread <= text.len());
     }
 }

@@ -28,7 +28,7 @@ use tokio::{
 use self::listen::Count;
 use crate::{
     access_log::{self, LogCounts, LogTarget, WorkerLog},
-    auth::{AuthError, Gate, Verifier},
+    auth::{AuthError, Gate, UserFault, Verifier},
     config::Config,
     endpoint::Dialer,
     metrics::ProxyCounts,
@@ -84,6 +84,17 @@ impl Shared {
             },
             Err(error) => self.keep_clients(&error),
         }
+    }
+
+    /// Looks whether other users get in now.
+    fn refresh_users(&self) {
+        let routing = self.routing.load();
+        routing.gates_with_files().chain(&self.node_gate).for_each(|gate| gate.refresh());
+    }
+
+    /// The node's own list, if it has one: who of it does not get in, and why.
+    pub fn node_user_faults(&self) -> Vec<UserFault> {
+        self.node_gate.as_ref().map(|gate| gate.faults()).unwrap_or_default()
     }
 
     /// Told once, however often it is found.
@@ -169,7 +180,7 @@ impl Proxy {
             counts: ProxyCounts::default(),
             // Hashing takes a whole core for a while; the workers need theirs.
             verifier: Verifier::new(workers.div_ceil(2))?,
-            node_gate: Gate::node(NODE_REALM, config.node_users()),
+            node_gate: config.users.clone().map(|list| Gate::node(NODE_REALM, list)),
             certificates,
             tls: ArcSwap::new(tls),
             backend_tls: Arc::new(UpstreamTls::new(config.backend_authorities.clone())?),
@@ -266,7 +277,7 @@ impl Proxy {
 /// What a browser shows who asks: as Docker Flow Proxy said it, so that browsers know the password that they have kept.
 const NODE_REALM: &str = "defaultRealm";
 
-/// Reads certificates again when their files change.
+/// Reads certificates and lists of users again when their files change.
 fn watch_files(shared: &Shared, mut clients: Option<ClientAuthorities>, ends: &watch::Receiver<bool>) {
     const EVERY: Duration = Duration::from_secs(1);
     const STEP: Duration = Duration::from_millis(100);
@@ -281,6 +292,7 @@ fn watch_files(shared: &Shared, mut clients: Option<ClientAuthorities>, ends: &w
             if let Some(clients) = &mut clients {
                 shared.refresh_clients(clients);
             }
+            shared.refresh_users();
             match shared.backend_tls.refresh() {
                 Ok(false) => {}
                 Ok(true) => tracing::info!("the CAs of backends were read again"),
