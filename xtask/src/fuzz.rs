@@ -21,6 +21,8 @@ const TARGETS: [(&str, u32); 6] = [
     ("backend_answer", 512),
 ];
 
+const DENIED: [&str; 3] = ["--", "--deny", "warnings"];
+
 /// How long each target runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Length {
@@ -65,7 +67,8 @@ pub(crate) fn fuzz(length: Length) -> Result<()> {
 /// Formatting and lints of fuzz/, which is no member of the workspace, but has most of its dependencies, built already.
 pub(crate) fn lint() -> Result<()> {
     run(cargo().args(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))?;
-    run(cargo().args(["clippy", "--manifest-path", "fuzz/Cargo.toml", "--all-targets", "--locked", "--target-dir", "target", "--", "--deny", "warnings"]))
+    let of_workspace = ["--target-dir", "target"];
+    run(cargo().args(["clippy", "--manifest-path", "fuzz/Cargo.toml", "--all-targets", "--locked"]).args(of_workspace).args(DENIED))
 }
 
 fn cargo_fuzz() -> Command {
