@@ -43,7 +43,7 @@ pub struct Shared {
     pub(crate) routing: ArcSwap<Routing>,
     pub counts: ProxyCounts,
     pub(crate) verifier: Verifier,
-    /// The node's own users, if it has any.
+    /// The node's own users, if it is to have a list.
     pub(crate) node_gate: Option<Arc<Gate>>,
     pub certificates: Arc<Certificates>,
     /// Another one when the CAs of clients change.

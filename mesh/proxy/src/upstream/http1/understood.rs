@@ -85,20 +85,9 @@ impl Said {
     pub async fn ours(&self) -> Understood {
         let mut connection = Connection::new(self.connect().await, 64 * 1024);
         let Some(Ok(answer)) = connection.ask(&self.request(()), PATIENCE).await else { return Understood::Nothing };
-        let (head, ()) = answer.into_parts();
-        let (mut body, mut trailers, mut is_whole) = (Vec::new(), None, true);
-        let all = async {
-            while !connection.is_end() {
-                match poll_fn(|cx| connection.poll_body(cx)).await {
-                    None => break,
-                    Some(Err(_)) => is_whole = false,
-                    Some(Ok(frame)) => take(frame, &mut body, &mut trailers),
-                }
-            }
-        };
-        is_whole = timeout(PATIENCE, all).await.is_ok() && is_whole;
-        let is_idle = is_whole && self.is_open().await && connection.is_idle();
-        Understood::Answer { status: head.status.as_u16(), headers: listed(&head.headers), body, trailers, is_whole, is_idle }
+        let rest = Rest::of(|cx| connection.poll_body(cx)).await;
+        let is_idle = rest.is_whole && self.is_open().await && connection.is_idle();
+        rest.behind(&answer, is_idle)
     }
 
     /// To hyper's client.
@@ -107,21 +96,10 @@ impl Said {
             hyper::client::conn::http1::Builder::new().max_buf_size(64 * 1024).handshake(TokioIo::new(self.connect().await)).await.unwrap();
         spawn_local(connection);
         let asked = timeout(PATIENCE, sender.send_request(self.request(String::new()))).await;
-        let Ok(Ok(answer)) = asked else { return Understood::Nothing };
-        let (head, mut incoming) = answer.into_parts();
-        let (mut body, mut trailers, mut is_whole) = (Vec::new(), None, true);
-        let all = async {
-            while !incoming.is_end_stream() {
-                match poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx)).await {
-                    None => break,
-                    Some(Err(_)) => is_whole = false,
-                    Some(Ok(frame)) => take(frame, &mut body, &mut trailers),
-                }
-            }
-        };
-        is_whole = timeout(PATIENCE, all).await.is_ok() && is_whole;
-        let is_idle = is_whole && self.is_open().await && sender.is_ready();
-        Understood::Answer { status: head.status.as_u16(), headers: listed(&head.headers), body, trailers, is_whole, is_idle }
+        let Ok(Ok(mut answer)) = asked else { return Understood::Nothing };
+        let rest = Rest::of(|cx| Pin::new(answer.body_mut()).poll_frame(cx)).await;
+        let is_idle = rest.is_whole && self.is_open().await && sender.is_ready();
+        rest.behind(&answer, is_idle)
     }
 
     /// Whether the backend leaves the connection as it is, when what it sent behind its answer has come.
@@ -133,10 +111,34 @@ impl Said {
     }
 }
 
-fn take(frame: Frame<Bytes>, body: &mut Vec<u8>, trailers: &mut Option<Vec<(String, Vec<u8>)>>) {
-    match frame.into_data() {
-        Ok(data) => body.extend_from_slice(&data),
-        Err(frame) => *trailers = frame.trailers_ref().map(listed),
+/// What follows an answer's head.
+struct Rest {
+    body: Vec<u8>,
+    trailers: Option<Vec<(String, Vec<u8>)>>,
+    is_whole: bool,
+}
+
+impl Rest {
+    /// All that comes before the end, an error, or the end of patience.
+    async fn of<E>(mut poll: impl FnMut(&mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, E>>>) -> Self {
+        let mut rest = Self { body: Vec::new(), trailers: None, is_whole: false };
+        let all = async {
+            while let Some(frame) = poll_fn(&mut poll).await {
+                let Ok(frame) = frame else { return false };
+                match frame.into_data() {
+                    Ok(data) => rest.body.extend_from_slice(&data),
+                    Err(frame) => rest.trailers = frame.trailers_ref().map(listed),
+                }
+            }
+            true
+        };
+        let is_whole = timeout(PATIENCE, all).await.unwrap_or(false);
+        Self { is_whole, ..rest }
+    }
+
+    fn behind<B>(self, answer: &Response<B>, is_idle: bool) -> Understood {
+        let Self { body, trailers, is_whole } = self;
+        Understood::Answer { status: answer.status().as_u16(), headers: listed(answer.headers()), body, trailers, is_whole, is_idle }
     }
 }
 
