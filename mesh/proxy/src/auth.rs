@@ -49,6 +49,8 @@ pub enum Refusal {
 pub enum UserFault {
     #[error("{place} {error}, so none of its users gets in: {remedy}")]
     File { place: Place, error: Unreadable, remedy: &'static str },
+    #[error("{place} has no users, so nobody gets in by it: write name:password in lines")]
+    Empty { place: Place },
     #[error(
         "{place}: {count} entries get in nowhere: write name:password, with a crypt hash that can be checked where hashes are asked for"
     )]

@@ -31,8 +31,8 @@ pub enum Unreadable {
 #[derive(Debug)]
 pub(crate) struct Watched {
     path: PathBuf,
-    /// `None` if it was not there or no file.
-    stamp: Option<Stamp>,
+    /// Or why there was none, which may change, too.
+    stamp: Result<Stamp, Unreadable>,
     settled: bool,
 }
 
@@ -49,17 +49,16 @@ impl Watched {
     pub(crate) fn read(path: PathBuf) -> (Self, Result<Vec<u8>, Unreadable>) {
         let opened = open(&path);
         let now = SystemTime::now();
-        let Ok((file, metadata)) = opened else {
-            return (Self { path, stamp: None, settled: true }, opened.map(|_| Vec::new()));
+        let (file, stamp) = match opened {
+            Ok((file, metadata)) => (file, Stamp::of(&metadata)),
+            Err(error) => return (Self { path, stamp: Err(error), settled: true }, Err(error)),
         };
-        let stamp = Stamp::of(&metadata);
-        (Self { path, stamp: Some(stamp), settled: stamp.settled(now) }, contents(file))
+        (Self { path, stamp: Ok(stamp), settled: stamp.settled(now) }, contents(file))
     }
 
     /// It has to be read again, or may have to.
     pub(crate) fn is_stale(&self) -> bool {
-        let stamp = fs::metadata(&self.path).ok().filter(Metadata::is_file).as_ref().map(Stamp::of);
-        !self.settled || stamp != self.stamp
+        !self.settled || look(&self.path).as_ref().map(Stamp::of).map_err(|error| *error) != self.stamp
     }
 }
 
@@ -87,11 +86,14 @@ pub(crate) fn in_directory(directory: &Path, name: &str) -> Result<PathBuf, Unre
     if one && !name.contains('\0') { Ok(directory.join(name)) } else { Err(Unreadable::Name) }
 }
 
+fn look(path: &Path) -> Result<Metadata, Unreadable> {
+    let metadata = fs::metadata(path).map_err(|e| failed(&e))?;
+    if metadata.is_file() { Ok(metadata) } else { Err(Unreadable::NotAFile) }
+}
+
 fn open(path: &Path) -> Result<(File, Metadata), Unreadable> {
     // Before it is opened, since opening a pipe waits for its other end.
-    if !fs::metadata(path).map_err(|e| failed(&e))?.is_file() {
-        return Err(Unreadable::NotAFile);
-    }
+    look(path)?;
     let file = File::open(path).map_err(|e| failed(&e))?;
     let metadata = file.metadata().map_err(|e| failed(&e))?;
     Ok((file, metadata))

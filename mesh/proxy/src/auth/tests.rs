@@ -223,16 +223,22 @@ async fn a_list_that_cannot_be_read_lets_nobody_in_and_says_so() {
     fs::create_dir(&path).unwrap();
     let gate = Gate::node("shop", NodeUsers { path: path.clone(), hashed: false });
     assert_eq!(gate.faults(), fault(Unreadable::NotAFile));
+    // Another reason is told, too.
     fs::remove_dir(&path).unwrap();
+    std::os::unix::fs::symlink(&path, &path).unwrap();
+    gate.refresh();
+    assert!(matches!(gate.faults()[..], [UserFault::File { error: Unreadable::Read(_), .. }]), "{:?}", gate.faults());
+    fs::remove_file(&path).unwrap();
     // What a mended text would let in is what anybody can write.
     fs::write(&path, b"a:b\nodd:\xff\nc:d\n").unwrap();
     gate.refresh();
     assert_eq!(gate.faults(), [UserFault::Entries { place: place.clone(), count: 1 }]);
     assert!(passes(&gate, &verifier, "a:b").await && passes(&gate, &verifier, "c:d").await);
     assert!(!passes(&gate, &verifier, "odd:\u{fffd}").await && !passes(&gate, &verifier, "odd:").await);
-    fs::write(&path, "").unwrap();
+    fs::write(&path, "\n").unwrap();
     gate.refresh();
     assert!(!passes(&gate, &verifier, "a:b").await && !passes(&gate, &verifier, ":").await);
+    assert_eq!(gate.faults(), [UserFault::Empty { place }]);
 }
 
 #[tokio::test]

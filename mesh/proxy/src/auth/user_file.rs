@@ -68,8 +68,11 @@ impl UserFile {
         let odd = lines.iter().filter(|line| line.is_err()).count();
         let lines: Vec<&str> = lines.into_iter().flatten().collect();
         let (users, unread) = Users::parse(&lines.join("\n"), self.hashed);
-        if odd + unread > 0 {
-            faults.push(UserFault::Entries { place: self.place.clone(), count: odd + unread });
+        let place = || self.place.clone();
+        match odd + unread {
+            0 if users.all.is_empty() => faults.push(UserFault::Empty { place: place() }),
+            0 => {}
+            count => faults.push(UserFault::Entries { place: place(), count }),
         }
         users
     }
