@@ -5,6 +5,7 @@
 mod error;
 mod pem;
 mod store;
+mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
 mod upstream;
@@ -16,6 +17,14 @@ use std::{
     sync::Arc,
 };
 
+pub use self::{
+    error::{CertificateError, Place, Reason},
+    store::{CertificateFault, CertificateProblem, Certificates, Directories, FreeCertificate, ShownFor},
+    stream::TlsStream,
+    upstream::{DEBIAN_BUNDLE, UpstreamTls, UpstreamTlsError, connect, server_name},
+};
+use crate::{files::Watched, hello::Alert};
+use bytes::BytesMut;
 use rustls::{
     CommonState, ProtocolVersion, ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
@@ -26,14 +35,6 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     time::{Instant, timeout_at},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
-
-pub use self::{
-    error::{CertificateError, Place, Reason},
-    store::{CertificateFault, CertificateProblem, Certificates, Directories, FreeCertificate, ShownFor},
-    upstream::{DEBIAN_BUNDLE, UpstreamTls, UpstreamTlsError, connect, server_name},
-};
-use crate::{files::Watched, hello::Alert};
 
 /// What a client and the proxy can speak in TLS, the best first.
 const HTTP2: &[u8] = b"h2";
@@ -120,11 +121,12 @@ pub fn server_config(certificates: Arc<Certificates>, clients: Option<&ClientAut
     Ok(Arc::new(config))
 }
 
-/// Opens a connection whose hello asked for `name` and is still to be read from `stream`.
+/// Opens a connection whose hello asked for `name`. `first` was read of `stream` already.
 pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     config: Arc<ServerConfig>,
     certificates: &Certificates,
     mut stream: S,
+    first: BytesMut,
     name: Option<&str>,
     deadline: Instant,
 ) -> Result<TlsStream<S>, AcceptError> {
@@ -132,7 +134,7 @@ pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
         refuse(&mut stream, Alert::UnrecognizedName, deadline).await;
         return Err(AcceptError::UnknownName(name.map(Into::into)));
     }
-    match timeout_at(deadline, TlsAcceptor::from(config).accept(stream)).await {
+    match timeout_at(deadline, TlsStream::accept(config, stream, first)).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => Err(match error.downcast::<rustls::Error>() {
             Ok(error) => AcceptError::Tls(error),

@@ -86,11 +86,11 @@ impl Node {
                 tokio::spawn(async move {
                     let deadline = Instant::now() + PATIENCE;
                     let hello = read_hello(&mut stream, HelloLimits::default(), deadline).await.unwrap();
-                    let stream = Rewound::with(hello.bytes, stream);
-                    match accept(config, &certificates, stream, hello.sni.as_deref(), deadline).await {
+                    let first = BytesMut::from(&hello.bytes[..]);
+                    match accept(config, &certificates, stream, first, hello.sni.as_deref(), deadline).await {
                         Ok(mut stream) => {
-                            let connection = stream.get_ref().1;
-                            let seen = (connection.server_name().map(Into::into), is_http2(connection), has_client_certificate(connection));
+                            let connection = stream.session();
+                            let seen = (hello.sni.clone(), is_http2(connection), has_client_certificate(connection));
                             tell.send(Ok(seen)).ok();
                             stream.write_all(b"hello").await.ok();
                             stream.shutdown().await.ok();
@@ -255,7 +255,7 @@ async fn whoever_stops_in_the_handshake_is_late() {
     let mut hello = Vec::new();
     config.write_tls(&mut hello).unwrap();
     let deadline = Instant::now() + Duration::from_secs(7);
-    let result = accept(node.config(None), &node.certificates, Rewound::with(hello, near), Some("a.example"), deadline).await;
+    let result = accept(node.config(None), &node.certificates, near, BytesMut::from(&hello[..]), Some("a.example"), deadline).await;
     assert!(matches!(result, Err(AcceptError::Late)), "{result:?}");
     assert_eq!(Instant::now(), deadline);
     drop(client);

@@ -2,9 +2,9 @@
 
 use std::{net::SocketAddr, rc::Rc};
 
+use bytes::BytesMut;
 use socket2::SockRef;
 use tokio::{net::TcpStream, time::Instant};
-use tokio_rustls::server::TlsStream;
 
 use super::{
     Kind, Worker,
@@ -17,13 +17,13 @@ use crate::{
     passing::pass,
     proxy_protocol::read_header,
     rewound::Rewound,
-    tls,
+    tls::{self, TlsStream},
 };
 
 /// A connection that requests come by.
 enum Opened {
     Plain(Rewound<TcpStream>, Client),
-    Tls(Box<TlsStream<Rewound<TcpStream>>>, Client, Versions),
+    Tls(Box<TlsStream<TcpStream>>, Client, Versions),
 }
 
 pub(super) async fn serve(worker: Rc<Worker>, kind: Kind, stream: TcpStream, peer: SocketAddr) {
@@ -96,12 +96,14 @@ async fn open_or_pass(worker: &Rc<Worker>, mut stream: Rewound<TcpStream>, mut c
         pass(worker, &lane, &client, stream, Some(hello)).await;
         return None;
     }
-    stream.put_back(hello.bytes);
+    let (behind, stream) = stream.into_parts();
+    let mut first = BytesMut::from(&hello.bytes[..]);
+    first.extend_from_slice(&behind);
     let config = worker.shared.tls.load_full();
-    match tls::accept(config, &worker.shared.certificates, stream, hello.sni.as_deref(), deadline).await {
+    match tls::accept(config, &worker.shared.certificates, stream, first, hello.sni.as_deref(), deadline).await {
         Ok(stream) => {
             add(&worker.shared.counts.handshakes, 1);
-            let (_, session) = stream.get_ref();
+            let session = stream.session();
             let versions = if tls::is_http2(session) { Versions::Http2 } else { Versions::Http1 };
             let version = tls::version_name(session);
             client.tls = Some(ClientTls { sni: hello.sni, is_verified: tls::has_client_certificate(session), version });
