@@ -3,9 +3,11 @@
 //! One look at it every few seconds takes the place of a timer for each request.
 
 use std::{
+    cell::Cell,
     future::Future as _,
     io,
     pin::Pin,
+    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -21,6 +23,38 @@ use tokio::{
 
 /// How long a connection is idle until it rests: longer than a page takes to ask for the next thing.
 const REST: Duration = Duration::from_secs(1);
+/// So many of a worker's connections may take all of that time. What the idle ones hold would otherwise grow with the connections that
+/// come in a second, and an allocator keeps what it once had.
+const FEW: u64 = 64;
+
+/// How many of a worker's connections have what serves requests.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Awake(Rc<Cell<u64>>);
+
+/// One of them, as long as it lives.
+#[derive(Debug)]
+struct AwakeOne(Rc<Cell<u64>>);
+
+impl Awake {
+    fn one_more(&self) -> AwakeOne {
+        self.0.set(self.0.get() + 1);
+        AwakeOne(Rc::clone(&self.0))
+    }
+}
+
+impl AwakeOne {
+    /// How long it is idle until it rests: the less, the more of them there are.
+    fn rest(&self) -> Duration {
+        let crowd = self.0.get().max(FEW);
+        Duration::from_micros(u64::try_from(REST.as_micros()).unwrap_or(u64::MAX).saturating_mul(FEW * FEW) / crowd.saturating_mul(crowd))
+    }
+}
+
+impl Drop for AwakeOne {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
 
 #[derive(Debug)]
 pub(crate) struct Activity {
@@ -142,15 +176,17 @@ pub(crate) struct Watch {
     activity: Arc<Activity>,
     head: Duration,
     idle: Duration,
-    rest: Option<Duration>,
+    awake: Awake,
+    /// If it can rest.
+    own: Option<AwakeOne>,
     timer: Pin<Box<Sleep>>,
 }
 
 impl Watch {
-    pub(crate) fn new(activity: Arc<Activity>, head: Duration, idle: Duration) -> Self {
+    pub(crate) fn new(activity: Arc<Activity>, head: Duration, idle: Duration, awake: Awake) -> Self {
         // What is overdue already is told when it rings.
         let pause = activity.look(head, idle, None).unwrap_or_default();
-        Self { activity, head, idle, rest: None, timer: Box::pin(sleep(pause)) }
+        Self { activity, head, idle, awake, own: None, timer: Box::pin(sleep(pause)) }
     }
 
     pub(crate) const fn activity(&self) -> &Arc<Activity> {
@@ -159,20 +195,21 @@ impl Watch {
 
     /// From now on, the connection rests when it has been idle for a moment.
     pub(crate) fn rests(&mut self) {
-        self.rest = Some(REST);
-        self.timer.as_mut().reset(tokio::time::Instant::now() + REST);
+        let own = self.awake.one_more();
+        self.timer.as_mut().reset(tokio::time::Instant::now() + own.rest());
+        self.own = Some(own);
     }
 
     /// It rests already, or cannot.
-    pub(crate) const fn never_rests(&mut self) {
-        self.rest = None;
+    pub(crate) fn never_rests(&mut self) {
+        self.own = None;
     }
 
     /// Ready when something is overdue. To be polled at first, and when it rings: the task is woken then.
     pub(crate) fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<Overdue> {
         loop {
             ready!(self.timer.as_mut().poll(cx));
-            match self.activity.look(self.head, self.idle, self.rest) {
+            match self.activity.look(self.head, self.idle, self.own.as_ref().map(AwakeOne::rest)) {
                 Ok(pause) => self.timer.as_mut().reset(tokio::time::Instant::now() + pause.max(Duration::from_millis(10))),
                 Err(overdue) => return Poll::Ready(overdue),
             }
@@ -261,6 +298,21 @@ mod tests {
         assert!(activity.look(Duration::ZERO, Duration::ZERO, None).is_ok());
         drop(busy);
         assert_eq!(activity.look(head, Duration::ZERO, None), Err(Overdue::Idle));
+    }
+
+    #[test]
+    fn the_more_are_awake_the_sooner_they_rest() {
+        let awake = Awake::default();
+        let few: Vec<_> = (0..FEW).map(|_| awake.one_more()).collect();
+        assert!(few.iter().all(|one| one.rest() == REST));
+        let more: Vec<_> = (0..FEW).map(|_| awake.one_more()).collect();
+        assert_eq!(few[0].rest(), REST / 4);
+        let crowd: Vec<_> = (0..100_000).map(|_| awake.one_more()).collect();
+        assert!(few[0].rest() < Duration::from_millis(1));
+        drop((more, crowd));
+        assert_eq!(few[0].rest(), REST);
+        drop(few);
+        assert_eq!(awake.0.get(), 0);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use self::listen::Count;
+use self::{activity::Awake, listen::Count};
 use crate::{
     access_log::{self, LogCounts, LogTarget, WorkerLog},
     auth::{AuthError, Gate, UserFault, Verifier},
@@ -142,6 +142,7 @@ pub(crate) struct Worker {
     pub(crate) drain: watch::Receiver<bool>,
     /// Of clients, with the tunnels that became of them.
     pub(crate) connections: Count,
+    pub(crate) awake: Awake,
     pub(crate) log: Option<Rc<WorkerLog>>,
 }
 
@@ -230,7 +231,7 @@ impl Proxy {
                 let log = lines.map(|lines| Rc::new(WorkerLog::new(lines)));
                 let upstreams = Rc::new(Upstreams::new(dialer, Arc::clone(&shared.backend_tls), &config));
                 let connections = Count::new(config.sizes.connections);
-                let worker = Rc::new(Worker { shared, config, upstreams, drain, connections, log });
+                let worker = Rc::new(Worker { shared, config, upstreams, drain, connections, awake: Awake::default(), log });
                 runtime.block_on(worker.run(number, listeners));
             };
             threads.push(thread::Builder::new().name(format!("proxy-{number}")).spawn(work).map_err(ProxyError::Start)?);

@@ -1,7 +1,7 @@
 //! HTTP on an open connection: its requests, and the time between them.
 //!
 //! A connection that waits for a request has a socket, TLS's state, and nothing else. hyper's state and buffers, some 33 kB, are made
-//! when a request begins, and given back when no other has come for a second.
+//! when a request begins, and given back when no other has come for a second, or sooner if many connections have them.
 
 use std::{
     future::{Future, poll_fn},
@@ -68,7 +68,7 @@ where
         // A proxy that is gone is no less a reason to end.
         let _ = drain.wait_for(|drain| *drain).await;
     });
-    let mut watch = Watch::new(Arc::clone(&activity), worker.config.times.request, worker.config.times.keep_alive);
+    let mut watch = Watch::new(Arc::clone(&activity), worker.config.times.request, worker.config.times.keep_alive, worker.awake.clone());
     let mut stream = Rewound::new(Watched::new(stream, activity));
     loop {
         let Some(first) = begins(&mut stream, versions == Versions::Any, &mut watch, ending.as_mut()).await else {
