@@ -3,7 +3,12 @@
 //! A swarm's objects are held by the planner, by the names and by whoever looks at the agent, and these hold nearly the same
 //! all the time. A copy costs a reference, a change of a copy the few nodes on its way.
 
-use std::{borrow::Borrow, collections::BTreeMap, fmt, ops::Index};
+use std::{
+    borrow::Borrow,
+    collections::BTreeMap,
+    fmt,
+    ops::{Bound, Index},
+};
 
 use immutable_chunkmap::map::Map;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -59,6 +64,11 @@ impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
 
     pub fn values(&self) -> impl Iterator<Item = &V> {
         self.iter().map(|(_, value)| value)
+    }
+
+    /// What comes behind a key, or all.
+    pub fn after<'s>(&'s self, key: Option<&'s K>) -> impl Iterator<Item = (&'s K, &'s V)> {
+        self.0.range::<K, _>((key.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded))
     }
 
     pub fn get_mut<Q: Ord + ?Sized>(&mut self, key: &Q) -> Option<&mut V>

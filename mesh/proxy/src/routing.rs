@@ -10,6 +10,7 @@ use std::{
     time::Instant,
 };
 
+use arc_swap::ArcSwap;
 use swarmesh_model::{NetworkId, SharedMap};
 use swarmesh_router::{
     Route, RouteProblem, Table,
@@ -34,8 +35,8 @@ pub struct Routing {
     pub table: Arc<Table>,
     /// By their positions in the table.
     lanes: Slots<Arc<Lane>>,
-    /// Those whose backends are connected to in the background.
-    checked: SharedMap<usize, Arc<Lane>>,
+    /// Backends that are connected to in the background, by id.
+    checked: Arc<ArcSwap<SharedMap<u64, Arc<Endpoint>>>>,
     /// Those with gates whose files may change.
     gated: SharedMap<usize, Arc<Lane>>,
     groups: SharedMap<Group, Arc<GroupCounts>>,
@@ -73,9 +74,9 @@ impl Routing {
         self.lanes.values()
     }
 
-    /// Lanes of routes that ask for it that their backends are connected to in the background.
-    pub(crate) fn checked(&self) -> impl Iterator<Item = &Arc<Lane>> {
-        self.checked.values()
+    /// Backends of routes that ask for it that they are connected to in the background, as they are now.
+    pub(crate) fn checked(&self) -> SharedMap<u64, Arc<Endpoint>> {
+        SharedMap::clone(&self.checked.load())
     }
 
     /// Gates of routes whose users are in files.
@@ -110,12 +111,14 @@ pub struct Switchboard<K = ()> {
     node_users: Option<NodeUsers>,
     book: Book<K>,
     lanes: Slots<Arc<Lane>>,
-    checked: SharedMap<usize, Arc<Lane>>,
+    checked: SharedMap<u64, Arc<Endpoint>>,
+    checked_changed: bool,
+    /// What all routings that it makes see of that.
+    shown_checked: Arc<ArcSwap<SharedMap<u64, Arc<Endpoint>>>>,
     gated: SharedMap<usize, Arc<Lane>>,
     claims: Arc<[RouteProblem]>,
     endpoints: HashMap<Place, Arc<Endpoint>>,
-    /// By endpoint, where it is, and how many times live sets have it.
-    used: HashMap<u64, (Place, usize)>,
+    used: HashMap<u64, Use>,
     footholds: BTreeMap<NetworkId, Arc<Foothold>>,
     /// By service or container, the positions of routes that lead to it.
     named: HashMap<Box<str>, BTreeSet<usize>>,
@@ -125,6 +128,15 @@ pub struct Switchboard<K = ()> {
     /// How many routes each group has. It stays while it has one.
     members: HashMap<Group, usize>,
     last_id: u64,
+}
+
+/// What an endpoint is used for.
+#[derive(Debug)]
+struct Use {
+    place: Place,
+    /// How many times live sets have it, and those of routes that want it checked.
+    lanes: usize,
+    checks: usize,
 }
 
 /// What makes two upstreams one endpoint.
@@ -157,6 +169,8 @@ impl<K: Eq + Hash> Switchboard<K> {
             book: Book::default(),
             lanes: Slots::default(),
             checked: SharedMap::default(),
+            checked_changed: false,
+            shown_checked: Arc::default(),
             gated: SharedMap::default(),
             claims: Arc::default(),
             endpoints: HashMap::new(),
@@ -186,7 +200,6 @@ impl<K: Eq + Hash> Switchboard<K> {
                 self.name(position, &old, false);
                 left.push(old);
             }
-            keep(&mut self.checked, position, new.as_ref().filter(|lane| lane.route.policy.check_connect));
             keep(&mut self.gated, position, new.as_ref().filter(|lane| lane.gates.iter().any(|gate| gate.has_file())));
             if let Some(lane) = &new {
                 self.name(position, lane, true);
@@ -196,13 +209,14 @@ impl<K: Eq + Hash> Switchboard<K> {
         for lane in left {
             self.put_down(&lane);
         }
+        self.show_checked();
         if change.problems {
             self.claims = self.book.problems().into();
         }
         Routing {
             table: Arc::new(self.book.table().clone()),
             lanes: self.lanes.clone(),
-            checked: self.checked.clone(),
+            checked: Arc::clone(&self.shown_checked),
             gated: self.gated.clone(),
             groups: self.groups.clone(),
             claims: Arc::clone(&self.claims),
@@ -217,10 +231,11 @@ impl<K: Eq + Hash> Switchboard<K> {
                 let before = live.endpoints();
                 let endpoints = self.endpoints_of(set, tasks);
                 live.update(endpoints);
-                self.use_endpoints(&live.endpoints());
-                self.leave_endpoints(&before);
+                self.use_endpoints(&live.endpoints(), lane.route.policy.check_connect);
+                self.leave_endpoints(&before, lane.route.policy.check_connect);
             }
         }
+        self.show_checked();
     }
 
     /// Says from which namespace a network is reached; `None` if from none.
@@ -261,7 +276,7 @@ impl<K: Eq + Hash> Switchboard<K> {
             }
         }
         if let Some(live) = &lane.live {
-            self.use_endpoints(&live.endpoints());
+            self.use_endpoints(&live.endpoints(), lane.route.policy.check_connect);
         }
     }
 
@@ -282,7 +297,7 @@ impl<K: Eq + Hash> Switchboard<K> {
             }
         }
         if let Some(live) = &lane.live {
-            self.leave_endpoints(&live.endpoints());
+            self.leave_endpoints(&live.endpoints(), lane.route.policy.check_connect);
         }
     }
 
@@ -323,29 +338,50 @@ impl<K: Eq + Hash> Switchboard<K> {
         self.last_id += 1;
         let foothold = place.network.as_ref().map(|network| Arc::clone(self.foothold(network)));
         let endpoint = Arc::new(Endpoint::new(self.last_id, place.upstream.clone(), place.protocol, place.tls.clone(), foothold));
-        self.used.insert(endpoint.id, (place.clone(), 0));
+        self.used.insert(endpoint.id, Use { place: place.clone(), lanes: 0, checks: 0 });
         self.endpoints.insert(place, Arc::clone(&endpoint));
         endpoint
     }
 
-    fn use_endpoints(&mut self, endpoints: &[WeightedEndpoint]) {
-        for used in endpoints {
-            if let Some((_, uses)) = self.used.get_mut(&used.endpoint.id) {
-                *uses += 1;
+    fn use_endpoints(&mut self, endpoints: &[WeightedEndpoint], checks: bool) {
+        for WeightedEndpoint { endpoint, .. } in endpoints {
+            let Some(uses) = self.used.get_mut(&endpoint.id) else { continue };
+            uses.lanes += 1;
+            if checks {
+                uses.checks += 1;
+                if uses.checks == 1 {
+                    self.checked.insert(endpoint.id, Arc::clone(endpoint));
+                    self.checked_changed = true;
+                }
             }
         }
     }
 
     /// Endpoints that no live set has any more take nothing new.
-    fn leave_endpoints(&mut self, endpoints: &[WeightedEndpoint]) {
-        for left in endpoints {
-            let Entry::Occupied(mut used) = self.used.entry(left.endpoint.id) else { continue };
-            used.get_mut().1 -= 1;
-            if used.get().1 == 0 {
-                let (place, _) = used.remove();
-                self.endpoints.remove(&place);
-                left.endpoint.retire();
+    fn leave_endpoints(&mut self, endpoints: &[WeightedEndpoint], checks: bool) {
+        for WeightedEndpoint { endpoint, .. } in endpoints {
+            let Entry::Occupied(mut used) = self.used.entry(endpoint.id) else { continue };
+            let uses = used.get_mut();
+            uses.lanes -= 1;
+            if checks {
+                uses.checks -= 1;
+                if uses.checks == 0 {
+                    self.checked.remove(&endpoint.id);
+                    self.checked_changed = true;
+                    // Nobody looks at it any more, so nobody would find it well again.
+                    endpoint.health.checked(true);
+                }
             }
+            if uses.lanes == 0 {
+                self.endpoints.remove(&used.remove().place);
+                endpoint.retire();
+            }
+        }
+    }
+
+    fn show_checked(&mut self) {
+        if std::mem::take(&mut self.checked_changed) {
+            self.shown_checked.store(Arc::new(self.checked.clone()));
         }
     }
 }
@@ -365,4 +401,64 @@ fn answers_ask_headers(route: &Route) -> bool {
         }
         _ => false,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use swarmesh_model::TaskId;
+    use swarmesh_router::model::{Action, BackendMode, Member};
+
+    use super::*;
+    use crate::tls::testing::route;
+
+    struct These(Vec<u8>);
+
+    impl Tasks for These {
+        fn vip(&self, _: &str, _: Option<&NetworkId>) -> Option<IpAddr> {
+            None
+        }
+
+        fn usable(&self, _: &str, _: Option<&NetworkId>) -> Vec<(TaskId, IpAddr)> {
+            self.0.iter().map(|last| (TaskId::from(format!("task {last}")), IpAddr::from([127, 0, 0, *last]))).collect()
+        }
+
+        fn published(&self, _: &str) -> Option<IpAddr> {
+            None
+        }
+
+        fn network(&self, _: &str, _: Option<&NetworkId>) -> Option<NetworkId> {
+            None
+        }
+    }
+
+    fn to_web(host: &str, checks: bool) -> Arc<Route> {
+        let mut route = route(host, None);
+        route.action = Action::Forward(BackendSet::of(Member::service("web", None, 80, BackendMode::Task)));
+        route.policy.check_connect = checks;
+        Arc::new(route)
+    }
+
+    #[test]
+    fn backends_are_checked_while_a_route_asks_for_it() {
+        let checked = |routing: &Routing| {
+            routing.checked().values().map(|endpoint| endpoint.address.split(':').next().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let mut board = Switchboard::by_owner(&Config::default());
+        let routing = board.change([("a", vec![to_web("a", false)])], &These(vec![1, 2]));
+        assert!(checked(&routing).is_empty());
+        let routing = board.change([("b", vec![to_web("b", true)]), ("c", vec![to_web("c", true)])], &These(vec![1, 2]));
+        assert_eq!(checked(&routing), ["127.0.0.1", "127.0.0.2"]);
+        // Routings that are in use see tasks come and go.
+        board.refresh(&HashSet::from(["web"]), &These(vec![2, 3]));
+        assert_eq!(checked(&routing), ["127.0.0.2", "127.0.0.3"]);
+        let down = routing.checked().values().next().cloned().unwrap();
+        assert!(down.health.checked(false) && down.health.is_out(Instant::now()));
+        let after = board.change([("b", vec![])], &These(vec![2, 3]));
+        assert_eq!(checked(&after).len(), 2, "c asks for it, too");
+        let after = board.change([("c", vec![to_web("c", false)])], &These(vec![2, 3]));
+        assert!(checked(&after).is_empty());
+        assert!(!down.health.is_out(Instant::now()) && !down.is_gone(), "nobody would find it well again");
+    }
 }

@@ -2,32 +2,41 @@
 //!
 //! As HAProxy's `check` without further words: every two seconds, out after three failures in a row, back after two successes.
 
-use std::{collections::HashMap, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::sleep;
 
 use super::Worker;
 use crate::{endpoint::Endpoint, upstream::Wanted};
 
 const EVERY: Duration = Duration::from_secs(2);
+/// Not all at once: thousands of connections in one moment would hold up what the worker has to do.
+const PORTIONS: usize = 20;
 const FALL: u8 = 3;
 const RISE: u8 = 2;
 
 /// How a backend's last checks came out.
 #[derive(Clone, Copy, Debug, Default)]
 struct Row {
+    is_under_way: bool,
     is_down: bool,
     /// Checks in a row that say otherwise.
     against: u8,
 }
 
 impl Row {
+    /// Whether it may be checked: the last check is over.
+    fn begin(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_under_way, true)
+    }
+
     /// Whether it is reachable now.
     fn note(&mut self, connected: bool) -> bool {
+        self.is_under_way = false;
         if connected == self.is_down {
             self.against += 1;
             if self.against >= if self.is_down { RISE } else { FALL } {
-                *self = Self { is_down: !self.is_down, against: 0 };
+                *self = Self { is_under_way: false, is_down: !self.is_down, against: 0 };
             }
         } else {
             self.against = 0;
@@ -38,36 +47,43 @@ impl Row {
 
 /// Run by one worker, for all.
 pub(super) async fn check(worker: Rc<Worker>) {
-    let mut rows: HashMap<u64, Row> = HashMap::new();
-    let mut every = interval(EVERY);
-    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let rows: Rc<RefCell<HashMap<u64, Row>>> = Rc::default();
+    // The last that had its turn.
+    let mut last = None;
     loop {
-        every.tick().await;
-        let routing = worker.shared.routing.load_full();
-        let checked = routing.checked().filter_map(|lane| lane.live.as_ref());
-        let endpoints: HashMap<u64, Arc<Endpoint>> = checked
-            .flat_map(|live| live.endpoints().iter().map(|e| (e.endpoint.id, Arc::clone(&e.endpoint))).collect::<Vec<_>>())
-            .collect();
-        drop(routing);
-        rows.retain(|id, _| endpoints.contains_key(id));
-        let mut tries = Vec::new();
-        for endpoint in endpoints.into_values() {
-            let worker = Rc::clone(&worker);
-            tries.push(tokio::task::spawn_local(async move {
-                let wanted =
-                    Wanted { host: "", connect_time: EVERY, fresh: true, preface: None, private: true, once: false, streams: true };
-                let connected = worker.upstreams.connect(&endpoint, &wanted).await.is_ok();
-                (endpoint, connected)
-            }));
+        let checked = worker.shared.routing.load().checked();
+        let portion: Vec<(u64, Arc<Endpoint>)> =
+            checked.after(last.as_ref()).take(checked.len().div_ceil(PORTIONS)).map(|(id, endpoint)| (*id, Arc::clone(endpoint))).collect();
+        last = portion.last().map(|(id, _)| *id);
+        let mut pause = EVERY;
+        if !checked.is_empty() {
+            pause = EVERY.mul_f64(portion.len() as f64 / checked.len() as f64);
         }
-        for tried in tries {
-            // One that panicked says nothing.
-            let Ok((endpoint, connected)) = tried.await else { continue };
-            let is_reachable = rows.entry(endpoint.id).or_default().note(connected);
-            if endpoint.health.checked(is_reachable) {
-                tracing::info!(backend = ?endpoint.upstream, is_reachable, "a backend's check came out otherwise");
+        if portion.is_empty() {
+            // All have had their turn. Those that are gone are forgotten.
+            rows.borrow_mut().retain(|id, _| checked.contains_key(id));
+        }
+        drop(checked);
+        for (id, endpoint) in portion {
+            if rows.borrow_mut().entry(id).or_default().begin() {
+                tokio::task::spawn_local(check_one(Rc::clone(&worker), endpoint, Rc::clone(&rows)));
             }
         }
+        sleep(pause).await;
+    }
+}
+
+async fn check_one(worker: Rc<Worker>, endpoint: Arc<Endpoint>, rows: Rc<RefCell<HashMap<u64, Row>>>) {
+    let wanted = Wanted { host: "", connect_time: EVERY, fresh: true, preface: None, private: true, once: false, streams: true };
+    let connected = worker.upstreams.connect(&endpoint, &wanted).await.is_ok();
+    // One that is checked no longer is well until somebody finds otherwise.
+    if !worker.shared.routing.load().checked().contains_key(&endpoint.id) {
+        rows.borrow_mut().remove(&endpoint.id);
+        return;
+    }
+    let is_reachable = rows.borrow_mut().entry(endpoint.id).or_default().note(connected);
+    if endpoint.health.checked(is_reachable) {
+        tracing::info!(backend = ?endpoint.upstream, is_reachable, "a backend's check came out otherwise");
     }
 }
 
