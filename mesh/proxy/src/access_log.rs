@@ -375,7 +375,7 @@ impl Entry {
 
     fn write(&self, account: &Account, fields: &[Field], out: &mut Vec<u8>) {
         let took = account.begun.elapsed();
-        let origin = account.lane.as_ref().map(|lane| &lane.route.origin);
+        let names = account.lane.as_ref().map(|lane| &lane.names);
         let endpoint = account.busy.as_ref().map(|busy| busy.endpoint());
         let place = self.asked.as_ref().and_then(|asked| asked.place.as_ref());
         let mut line = Line::begin(out);
@@ -403,8 +403,8 @@ impl Entry {
                         line.text(field, task.as_str());
                     }
                 }
-                Field::Service => line.text(field, origin.map_or("", |origin| &origin.owner.name)),
-                Field::Route => line.text(field, origin.map_or("", |origin| &origin.label)),
+                Field::Service => line.text(field, names.map_or("", |names| names.service())),
+                Field::Route => line.text(field, names.map_or("", |names| names.label())),
                 Field::Received => line.number(field, account.upload.received.get()),
                 Field::Sent => line.number(field, account.sent),
                 Field::RequestId => line.text(field, &self.request_id),

@@ -16,6 +16,7 @@ use std::{
 use arc_swap::ArcSwap;
 use aws_lc_rs::digest;
 use http::{HeaderMap, HeaderValue};
+use smallvec::SmallVec;
 use swarmesh_router::model::{Balance, Stickiness, Upstream};
 
 use crate::{cookie, endpoint::Endpoint};
@@ -25,11 +26,12 @@ use crate::{cookie, endpoint::Endpoint};
 /// All workers share it. A choice neither allocates nor waits, except that learned cookies are behind short locks.
 #[derive(Debug)]
 pub struct LiveSet {
-    balance: Balance,
-    stickiness: Option<Stickiness>,
     endpoints: ArcSwap<Endpoints>,
-    turns: Turns,
-    learned: Option<Learned>,
+    stickiness: Option<Stickiness>,
+    balance: Balance,
+    /// Apart from what is only read.
+    turns: Box<Turns>,
+    learned: Option<Box<Learned>>,
 }
 
 /// An endpoint, and how many turns it has among the others. Without any it gets nothing.
@@ -59,9 +61,9 @@ pub struct Choice {
 /// A set's endpoints at one time.
 #[derive(Debug)]
 pub struct Endpoints {
+    /// Those that have turns. Most have one, which is found without another step into memory.
+    slots: SmallVec<[Slot; 1]>,
     given: Vec<WeightedEndpoint>,
-    /// Those that have turns.
-    slots: Vec<Slot>,
     cycle: Cycle,
     /// All weights are the same.
     even: bool,
@@ -81,7 +83,7 @@ struct Slot {
     /// The same on all nodes, whatever the address.
     seed: u64,
     token: u64,
-    cookies: Option<Cookies>,
+    cookies: Option<Box<Cookies>>,
 }
 
 /// Made once, since headers are cheap to clone only after that.
@@ -101,7 +103,7 @@ struct Cycle {
     step: u64,
 }
 
-/// Apart from what is only read.
+/// Alone in its cache lines.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Turns {
@@ -112,9 +114,14 @@ struct Turns {
 
 impl LiveSet {
     pub fn new(balance: Balance, stickiness: Option<Stickiness>, endpoints: Vec<WeightedEndpoint>) -> Self {
-        let learned = matches!(stickiness, Some(Stickiness::LearnCookie(_))).then(|| Learned::new(LEARNED));
+        let learned = matches!(stickiness, Some(Stickiness::LearnCookie(_))).then(|| Box::new(Learned::new(LEARNED)));
         let endpoints = ArcSwap::from_pointee(Endpoints::new(endpoints, stickiness.as_ref()));
-        Self { balance, stickiness, endpoints, turns: Turns::default(), learned }
+        Self { endpoints, stickiness, balance, turns: Box::default(), learned }
+    }
+
+    /// Reads of what a choice needs.
+    pub(crate) fn fetch(&self) -> u64 {
+        self.endpoints.load().slots.first().map_or(0, |slot| slot.weight)
     }
 
     pub fn balance(&self) -> Balance {
@@ -165,6 +172,9 @@ impl LiveSet {
         turn: &mut Option<u64>,
         may: &impl Fn(&Slot) -> bool,
     ) -> Option<&'e Slot> {
+        if let [only] = &endpoints.slots[..] {
+            return Some(only).filter(|slot| may(slot));
+        }
         let mut turn = || *turn.get_or_insert_with(|| self.turns.next.fetch_add(1, Ordering::Relaxed));
         match self.balance {
             Balance::RoundRobin => endpoints.by_turn(turn(), &self.turns.detours, may),
@@ -210,7 +220,7 @@ impl Endpoints {
         let common = weights().fold(0, gcd).max(1);
         let even = weights().all(|w| w == common);
         let mut end = 0;
-        let slots: Vec<Slot> = given
+        let slots: SmallVec<[Slot; 1]> = given
             .iter()
             .filter(|e| e.weight > 0)
             .map(|e| {
@@ -324,11 +334,11 @@ impl Endpoints {
 }
 
 impl Cookies {
-    fn new(name: &str, token: u64) -> Option<Self> {
+    fn new(name: &str, token: u64) -> Option<Box<Self>> {
         let plain = format!("{name}={token:016x}; Path=/; HttpOnly; SameSite=Lax");
         let tls = format!("{plain}; Secure");
         match (HeaderValue::try_from(plain), HeaderValue::try_from(tls)) {
-            (Ok(plain), Ok(tls)) => Some(Self { plain, tls }),
+            (Ok(plain), Ok(tls)) => Some(Box::new(Self { plain, tls })),
             _ => {
                 tracing::warn!(name, "no cookie can have this name, so clients are balanced anew each time");
                 None

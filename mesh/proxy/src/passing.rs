@@ -34,7 +34,7 @@ pub(crate) async fn pass(worker: &Rc<Worker>, lane: &Arc<Lane>, client: &Client,
         (entry.reason, entry.retries) = (Some(reason), tries.saturating_sub(1));
     };
     let Some(live) = &lane.live else { return };
-    let policy = &lane.route.policy;
+    let policy = &lane.recipe.policy;
     let times = worker.config.times.of(&policy.timeouts);
     let none = HeaderMap::new();
     let session = hello.as_ref().map(|hello| hello.session.as_slice()).filter(|session| !session.is_empty());

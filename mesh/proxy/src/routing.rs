@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
     hash::Hash,
+    hint::black_box,
     path::PathBuf,
     sync::Arc,
     time::Instant,
@@ -15,8 +16,8 @@ use swarmesh_model::{NetworkId, SharedMap};
 use swarmesh_router::{
     Route, RouteProblem, Table,
     model::{
-        BackendProtocol, BackendSet, BackendTls, Filter, HeaderChange, HeaderChangeKind, Listener, Origin, Piece, Target, Tasks, Upstream,
-        Variable,
+        BackendProtocol, BackendSet, BackendTls, Filter, HeaderChange, HeaderChangeKind, Listener, Origin, Piece, Policy, Target, Tasks,
+        Upstream, Variable,
     },
     table::{Book, Slots},
 };
@@ -45,19 +46,58 @@ pub struct Routing {
 }
 
 /// A route with what outlives changes of other routes.
+///
+/// With thousands of hosts, a request's lane is in no cache, and each part of it that a request has to look into costs it a tenth of a
+/// microsecond. So the route itself is for those who tell of it; what routes have in common stands in their [`Recipe`].
 #[derive(Debug)]
 pub struct Lane {
-    pub route: Arc<Route>,
     /// For routes that forward.
     pub live: Option<LiveSet>,
+    pub(crate) recipe: Arc<Recipe>,
     pub counts: Arc<RouteCounts>,
+    /// For each filter that asks for a user, in their order.
+    pub(crate) gates: Box<[Arc<Gate>]>,
+    pub(crate) names: Names,
+    pub route: Arc<Route>,
+}
+
+/// What is done to a request and how, which many routes have in common.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Recipe {
+    pub(crate) filters: Vec<Filter>,
+    pub(crate) policy: Policy,
     /// What is done to answers depends on the request's headers: they must be kept.
     pub(crate) answers_ask_headers: bool,
-    /// For each filter that asks for a user, in their order.
-    pub(crate) gates: Vec<Arc<Gate>>,
+}
+
+/// A route's service and label, as logs have them.
+#[derive(Debug)]
+pub(crate) struct Names {
+    both: Box<str>,
+    service: usize,
+}
+
+impl Names {
+    fn new(origin: &Origin) -> Self {
+        Self { both: [origin.owner.name.as_str(), &origin.label].concat().into(), service: origin.owner.name.len() }
+    }
+
+    pub(crate) fn service(&self) -> &str {
+        &self.both[..self.service]
+    }
+
+    pub(crate) fn label(&self) -> &str {
+        &self.both[self.service..]
+    }
 }
 
 impl Lane {
+    /// Looks into all that a request will need, so that the processor waits for memory once and not for one after the other.
+    pub(crate) fn fetch(&self) {
+        let endpoints = self.live.as_ref().map(LiveSet::fetch);
+        black_box((self.counts.fetch(), self.names.both.as_bytes().first(), self.recipe.answers_ask_headers, endpoints));
+    }
+
     /// Who is to get in, and does not.
     pub fn user_faults(&self) -> impl Iterator<Item = UserFault> {
         self.gates.iter().flat_map(|gate| gate.faults())
@@ -122,6 +162,8 @@ pub struct Switchboard<K = ()> {
     footholds: BTreeMap<NetworkId, Arc<Foothold>>,
     /// By service or container, the positions of routes that lead to it.
     named: HashMap<Box<str>, BTreeSet<usize>>,
+    /// With how many lanes have each.
+    recipes: HashMap<Arc<Recipe>, usize>,
     /// A route that is asked by another door counts anew: it is of another group.
     counts: HashMap<(Origin, Listener), (Arc<RouteCounts>, usize)>,
     groups: SharedMap<Group, Arc<GroupCounts>>,
@@ -177,6 +219,7 @@ impl<K: Eq + Hash> Switchboard<K> {
             used: HashMap::new(),
             footholds: BTreeMap::new(),
             named: HashMap::new(),
+            recipes: HashMap::new(),
             counts: HashMap::new(),
             groups: SharedMap::default(),
             members: HashMap::new(),
@@ -231,8 +274,8 @@ impl<K: Eq + Hash> Switchboard<K> {
                 let before = live.endpoints();
                 let endpoints = self.endpoints_of(set, tasks);
                 live.update(endpoints);
-                self.use_endpoints(&live.endpoints(), lane.route.policy.check_connect);
-                self.leave_endpoints(&before, lane.route.policy.check_connect);
+                self.use_endpoints(&live.endpoints(), lane.recipe.policy.check_connect);
+                self.leave_endpoints(&before, lane.recipe.policy.check_connect);
             }
         }
         self.show_checked();
@@ -256,7 +299,20 @@ impl<K: Eq + Hash> Switchboard<K> {
         let counts = Arc::clone(counts);
         let lists = route.filters.iter().filter_map(|filter| if let Filter::BasicAuth(auth) = filter { Some(auth) } else { None });
         let gates = lists.map(|auth| Gate::new(auth, &self.secrets_dir, self.node_users.as_ref())).collect();
-        Arc::new(Lane { route: Arc::clone(route), live, counts, answers_ask_headers: answers_ask_headers(route), gates })
+        Arc::new(Lane { live, recipe: self.recipe(route), counts, gates, names: Names::new(&route.origin), route: Arc::clone(route) })
+    }
+
+    fn recipe(&mut self, route: &Route) -> Arc<Recipe> {
+        let (filters, policy) = (route.filters.clone(), route.policy.clone());
+        let recipe = Recipe { filters, policy, answers_ask_headers: answers_ask_headers(route) };
+        match self.recipes.get_key_value(&recipe) {
+            Some((known, _)) => Arc::clone(known),
+            None => {
+                let recipe = Arc::new(recipe);
+                self.recipes.insert(Arc::clone(&recipe), 0);
+                recipe
+            }
+        }
     }
 
     /// Notes what a lane that comes has.
@@ -265,6 +321,7 @@ impl<K: Eq + Hash> Switchboard<K> {
         if let Some((_, uses)) = self.counts.get_mut(&(origin.clone(), listener)) {
             *uses += 1;
         }
+        *self.recipes.entry(Arc::clone(&lane.recipe)).or_default() += 1;
         let group = Group::of(origin, listener);
         *self.members.entry(group.clone()).or_default() += 1;
         match self.groups.get(&group) {
@@ -276,7 +333,7 @@ impl<K: Eq + Hash> Switchboard<K> {
             }
         }
         if let Some(live) = &lane.live {
-            self.use_endpoints(&live.endpoints(), lane.route.policy.check_connect);
+            self.use_endpoints(&live.endpoints(), lane.recipe.policy.check_connect);
         }
     }
 
@@ -289,6 +346,12 @@ impl<K: Eq + Hash> Switchboard<K> {
                 counts.remove();
             }
         }
+        if let Entry::Occupied(mut recipe) = self.recipes.entry(Arc::clone(&lane.recipe)) {
+            *recipe.get_mut() -= 1;
+            if *recipe.get() == 0 {
+                recipe.remove();
+            }
+        }
         if let Entry::Occupied(mut members) = self.members.entry(Group::of(origin, listener)) {
             *members.get_mut() -= 1;
             if *members.get() == 0 {
@@ -297,7 +360,7 @@ impl<K: Eq + Hash> Switchboard<K> {
             }
         }
         if let Some(live) = &lane.live {
-            self.leave_endpoints(&live.endpoints(), lane.route.policy.check_connect);
+            self.leave_endpoints(&live.endpoints(), lane.recipe.policy.check_connect);
         }
     }
 

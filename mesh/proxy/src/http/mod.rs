@@ -88,7 +88,7 @@ pub(crate) async fn answer(
         path: head.path(),
         headers: &Asked(&parts.headers),
     });
-    let lane = position.and_then(|position| routing.lane(position)).cloned();
+    let lane = position.and_then(|position| routing.lane(position)).inspect(|lane| lane.fetch()).cloned();
     drop(routing);
     let Some(lane) = lane else {
         add(&worker.shared.counts.unrouted, 1);
@@ -112,8 +112,8 @@ pub(crate) async fn answer(
             wished = Some(this);
         }
     }
-    let times = worker.config.times.of(&lane.route.policy.timeouts);
-    let body = RequestBody::new(body, lane.route.policy.limits.body, times.client, upload, unread);
+    let times = worker.config.times.of(&lane.recipe.policy.timeouts);
+    let body = RequestBody::new(body, lane.recipe.policy.limits.body, times.client, upload, unread);
     let upgrade = take_hop_by_hop(&mut parts.headers);
     let mut exchange = Exchange {
         worker: &worker,
@@ -225,18 +225,17 @@ impl Exchange<'_> {
             return self.finish(stopped(stop), reason, parts, account);
         }
         let lane = self.lane;
-        let live = match (&lane.route.action, &lane.live) {
-            (Action::Redirect(redirect), _) => {
-                let answer = stopped(Stop::redirect(redirect, &self.head));
-                return self.finish(answer, "redirect", parts, account);
-            }
-            (Action::Status(status), _) => return self.finish(stopped(Stop::Status(*status)), "status", parts, account),
-            (Action::Forward(_), Some(live)) => live,
-            // Unreachable: a lane has a live set if its route forwards.
-            (Action::Forward(_), None) => return self.finish(own(StatusCode::SERVICE_UNAVAILABLE), "no-backend", parts, account),
+        let Some(live) = &lane.live else {
+            let (answer, reason) = match &lane.route.action {
+                Action::Redirect(redirect) => (stopped(Stop::redirect(redirect, &self.head)), "redirect"),
+                Action::Status(status) => (stopped(Stop::Status(*status)), "status"),
+                // Unreachable: a lane has a live set if its route forwards.
+                Action::Forward(_) => (own(StatusCode::SERVICE_UNAVAILABLE), "no-backend"),
+            };
+            return self.finish(answer, reason, parts, account);
         };
         let on_upgrade = self.upgrade.as_ref().and_then(|_| parts.extensions.remove::<hyper::upgrade::OnUpgrade>());
-        let wish = lane.route.filters.iter().find_map(|filter| match filter {
+        let wish = lane.recipe.filters.iter().find_map(|filter| match filter {
             Filter::Compress(how) => Some((how, compress::wish(how, &parts.method, parts.version, &parts.headers))),
             _ => None,
         });
@@ -318,7 +317,7 @@ impl Exchange<'_> {
         if !lane.gates.is_empty() || shared.node_gate.is_some() {
             said.extend(parts.headers.get_all(header::AUTHORIZATION).iter().map(|v| (header::AUTHORIZATION, v.clone())));
         }
-        for filter in &lane.route.filters {
+        for filter in &lane.recipe.filters {
             match filter {
                 Filter::BasicAuth(auth) => {
                     let gate = gates.next().ok_or(Stop::Status(REFUSED))?;
@@ -355,7 +354,7 @@ impl Exchange<'_> {
         let lane = self.lane;
         let is_for_answers =
             |filter: &&Filter| matches!(filter, Filter::Response(_) | Filter::InfoHeaders | Filter::StrictTransport { .. });
-        let mut filters = lane.route.filters.iter().filter(is_for_answers).peekable();
+        let mut filters = lane.recipe.filters.iter().filter(is_for_answers).peekable();
         if filters.peek().is_none() {
             return;
         }
@@ -384,7 +383,8 @@ impl Exchange<'_> {
     fn outgoing(&self, parts: &mut Parts, body: RequestBody) -> Request<RequestBody> {
         let mut request = Request::new(body);
         *request.method_mut() = parts.method.clone();
-        *request.headers_mut() = if self.lane.answers_ask_headers { parts.headers.clone() } else { std::mem::take(&mut parts.headers) };
+        *request.headers_mut() =
+            if self.lane.recipe.answers_ask_headers { parts.headers.clone() } else { std::mem::take(&mut parts.headers) };
         let headers = request.headers_mut();
         // The server side has said 100 already, or will, when the body is asked for.
         headers.remove(header::EXPECT);
@@ -405,7 +405,7 @@ impl Exchange<'_> {
     /// Finds a backend that answers. Another one is tried as long as nothing can have been done twice.
     async fn forward(&mut self, live: &LiveSet, mut request: Request<RequestBody>, upload: Rc<Upload>) -> Result<Answered, Failure> {
         let lane = self.lane;
-        let policy = &lane.route.policy;
+        let policy = &lane.recipe.policy;
         let can_repeat = request.body().is_none() && is_idempotent(request.method());
         let mut tried: Vec<u64> = Vec::new();
         let mut fresh = false;

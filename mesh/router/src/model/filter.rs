@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{Password, Pattern, Replacement};
 
 /// One step. Steps that answer by themselves end the way.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Filter {
     /// A request without TLS is sent to the same place with it.
@@ -62,13 +62,13 @@ impl RedirectCode {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Redirect {
     pub code: RedirectCode,
     pub to: RedirectTarget,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RedirectTarget {
     /// The same host and path with TLS.
@@ -98,7 +98,7 @@ pub(crate) fn https_location(host: &str, path: &str) -> String {
 }
 
 /// A user's name and password, as in `Authorization: Basic`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct BasicAuth {
     pub realm: String,
     pub users: Vec<User>,
@@ -112,7 +112,7 @@ pub struct BasicAuth {
     pub consume: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct User {
     pub name: String,
     /// Without one here, it is looked up in the secret, or, without a secret, in the node's own list. One that is found nowhere
@@ -146,7 +146,7 @@ pub enum ForwardedProto {
     Pass,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct HeaderChange {
     /// Lower case.
     pub name: String,
@@ -155,7 +155,7 @@ pub struct HeaderChange {
     pub when: Option<When>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HeaderChangeKind {
     /// One more value.
@@ -173,10 +173,10 @@ pub enum When {
 }
 
 /// A value that is put together for each request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Template(pub Vec<Piece>);
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Piece {
     Text(String),
@@ -224,7 +224,7 @@ impl Template {
 }
 
 /// A new path, or a new request line. The query stays, except where the whole line is rewritten.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rewrite {
     /// The first match in the path is replaced.
@@ -287,7 +287,7 @@ pub(crate) fn is_token(text: &str) -> bool {
 }
 
 /// For paths below `root` with no dot and no slash at the end: 301 to the same with a slash.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct AppendSlash {
     pub root: String,
 }
@@ -302,7 +302,7 @@ impl AppendSlash {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Compression {
     /// By preference.
     pub algorithms: Vec<CompressionAlgorithm>,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Policy {
     pub timeouts: Timeouts,
     pub limits: Limits,
@@ -26,7 +26,7 @@ pub struct Policy {
 }
 
 /// `None` is the node's default.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Timeouts {
     pub connect: Option<Duration>,
     /// Between two reads from the client.
@@ -44,7 +44,7 @@ pub struct Timeouts {
 }
 
 /// `None` is the node's default.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Limits {
     /// Of a request's body, in bytes.
     pub body: Option<u64>,
@@ -53,7 +53,7 @@ pub struct Limits {
 }
 
 /// Trying another backend. Only requests that can be sent twice are sent twice; one that reached nobody was not sent.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Retries {
     /// Beyond the first; 0 is never, and `None` one for each other backend.
     pub attempts: Option<u8>,
@@ -71,7 +71,7 @@ pub enum RetryOn {
 }
 
 /// A backend that failed this often gets nothing for this long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Ejection {
     pub failures: u16,
     pub time: Duration,

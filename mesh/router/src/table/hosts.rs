@@ -292,7 +292,36 @@ fn start_of(path: &PathMatch) -> Option<&str> {
 /// Hosts that are hashed, in so many parts: a change copies one of them. More parts make a change of a small table dearer.
 const SHARDS: usize = 256;
 
-type Shard = HashTable<(Arc<str>, List)>;
+type Shard = HashTable<(Name, List)>;
+
+/// A host in a shard. Most are short, and stand where they are found: with their list they fill a cache line.
+#[derive(Clone, Debug)]
+enum Name {
+    Short { length: u8, bytes: [u8; SHORT] },
+    Long(Arc<[u8]>),
+}
+
+const SHORT: usize = 38;
+
+impl Name {
+    fn new(text: &[u8]) -> Self {
+        let mut bytes = [0; SHORT];
+        match (bytes.get_mut(..text.len()), u8::try_from(text.len())) {
+            (Some(place), Ok(length)) => {
+                place.copy_from_slice(text);
+                Self::Short { length, bytes }
+            }
+            _ => Self::Long(text.into()),
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Short { length, bytes } => &bytes[..usize::from(*length)],
+            Self::Long(bytes) => bytes,
+        }
+    }
+}
 
 /// Routes by what they say about the host. Copies share what is not changed.
 #[derive(Clone, Debug)]
@@ -388,7 +417,7 @@ impl HostIndex {
         let hash = self.hash_of(text.as_bytes());
         let state = self.hash.clone();
         let shard = Arc::make_mut(&mut Arc::make_mut(&mut self.exact)[Self::shard_of(hash)]);
-        let found = shard.find_entry(hash, |(name, _)| **name == *text);
+        let found = shard.find_entry(hash, |(name, _)| name.as_bytes() == text.as_bytes());
         match found {
             Ok(found) => {
                 let ((name, list), place) = found.remove();
@@ -402,12 +431,12 @@ impl HostIndex {
                 let mut list = None;
                 act(&mut list);
                 if let Some(list) = list {
-                    let hash_of = |(name, _): &(Arc<str>, List)| {
+                    let hash_of = |(name, _): &(Name, List)| {
                         let mut hasher = state.build_hasher();
                         hasher.write(name.as_bytes());
                         hasher.finish()
                     };
-                    shard.insert_unique(hash, (text.into(), list), hash_of);
+                    shard.insert_unique(hash, (Name::new(text.as_bytes()), list), hash_of);
                 }
             }
         }
@@ -458,6 +487,15 @@ impl HostIndex {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_what_they_were() {
+        assert_eq!(size_of::<(Name, List)>(), 64);
+        for length in [0, 1, SHORT - 1, SHORT, SHORT + 1, LONGEST] {
+            let text = vec![b'a'; length];
+            assert_eq!(Name::new(&text).as_bytes(), text);
+        }
+    }
 
     #[test]
     fn ports_go_and_addresses_stay() {
