@@ -328,3 +328,81 @@ async fn a_handshake_that_fails_says_why() {
     let error = TlsStream::accept(Arc::clone(&sides.server), near, BytesMut::new()).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
 }
+
+/// Bytes change, are lost or come twice, during the handshake and after: the connection may end, and that is all.
+#[tokio::test(start_paused = true)]
+async fn nothing_panics() {
+    let mut random = 88_172_645_463_325_252_u64;
+    let mut draw = move |below: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        usize::try_from(random % below as u64).unwrap()
+    };
+    let mut failed = 0;
+    for version in [&TLS12, &TLS13] {
+        let sides = Sides::new(version, Some(200));
+        for _ in 0..100 {
+            let (near, mut wire) = duplex(1 << 16);
+            let (mut other, far) = duplex(1 << 16);
+            let client = async {
+                let mut client = TlsConnector::from(Arc::clone(&sides.client)).connect("a.example".try_into().unwrap(), far).await?;
+                for round in 0..5 {
+                    client.write_all(&some(round * 300)).await?;
+                    client.flush().await?;
+                    client.get_mut().1.refresh_traffic_keys().ok();
+                }
+                client.shutdown().await?;
+                client.read_to_end(&mut Vec::new()).await
+            };
+            let server = async {
+                let mut server = TlsStream::accept(Arc::clone(&sides.server), near, BytesMut::new()).await?;
+                let mut piece = [0; 100];
+                loop {
+                    let length = server.read(&mut piece).await?;
+                    server.write_all(&piece[..length]).await?;
+                    if length == 0 {
+                        return server.shutdown().await;
+                    }
+                }
+            };
+            let tamper = async {
+                let (mut there, mut back) = (vec![0; 700], vec![0; 700]);
+                let mut left = draw(6000);
+                loop {
+                    tokio::select! {
+                        length = other.read(&mut there) => match length {
+                            Ok(1..) => {
+                                let length = length.unwrap();
+                                let mut bytes = there[..length].to_vec();
+                                if length > left {
+                                    match draw(3) {
+                                        0 => bytes[left] ^= 1 << draw(8),
+                                        1 => drop(bytes.remove(left)),
+                                        _ => bytes.extend_from_within(left..),
+                                    }
+                                }
+                                left = left.wrapping_sub(length);
+                                if wire.write_all(&bytes).await.is_err() { return }
+                            }
+                            _ => return,
+                        },
+                        length = wire.read(&mut back) => match length {
+                            Ok(length @ 1..) => if other.write_all(&back[..length]).await.is_err() { return },
+                            _ => return,
+                        },
+                    }
+                }
+            };
+            // Who waits for what was lost waits in vain.
+            let outcome = timeout(Duration::from_millis(100), async {
+                tokio::select! {
+                    (server, client) = async { tokio::join!(server, client) } => server.and(client.map(drop)),
+                    () = async { tamper.await; std::future::pending().await } => unreachable!(),
+                }
+            });
+            failed += usize::from(!matches!(outcome.await, Ok(Ok(()))));
+        }
+    }
+    assert!(failed > 100, "{failed} of 200");
+}
