@@ -61,7 +61,10 @@ impl Driver {
         let rules: String = hosts.iter().map(|host| format!("MAP {host} {address}, ")).collect();
         let profile = self.directory.join(profile);
         ensure!(!profile.exists(), "the profile {} is not new", profile.display());
+        // Pages are asked for as they are named: Chromium tries https for http, and one time in fifty shows why that failed instead of
+        // going back, whatever the alert.
         let options = json!({"args": [
+            "--disable-features=HttpsUpgrades",
             "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
             format!("--user-data-dir={}", profile.display()), format!("--host-resolver-rules={rules}MAP * ~NOTFOUND"),
