@@ -26,6 +26,10 @@ const REST: Duration = Duration::from_secs(1);
 /// So many of a worker's connections may take all of that time. What the idle ones hold would otherwise grow with the connections that
 /// come in a second, and an allocator keeps what it once had.
 const FEW: u64 = 64;
+/// And so many looks are as quick as that; those that follow are a second apart.
+const QUICK_LOOKS: u32 = 3;
+/// Between two looks.
+const SHORTEST: Duration = Duration::from_millis(10);
 
 /// How many of a worker's connections have what serves requests.
 #[derive(Clone, Debug, Default)]
@@ -179,6 +183,8 @@ pub(crate) struct Watch {
     awake: Awake,
     /// If it can rest.
     own: Option<AwakeOne>,
+    /// Since it awoke.
+    looks: u32,
     timer: Pin<Box<Sleep>>,
 }
 
@@ -186,7 +192,7 @@ impl Watch {
     pub(crate) fn new(activity: Arc<Activity>, head: Duration, idle: Duration, awake: Awake) -> Self {
         // What is overdue already is told when it rings.
         let pause = activity.look(head, idle, None).unwrap_or_default();
-        Self { activity, head, idle, awake, own: None, timer: Box::pin(sleep(pause)) }
+        Self { activity, head, idle, awake, own: None, looks: 0, timer: Box::pin(sleep(pause)) }
     }
 
     pub(crate) const fn activity(&self) -> &Arc<Activity> {
@@ -195,9 +201,17 @@ impl Watch {
 
     /// From now on, the connection rests when it has been idle for a moment.
     pub(crate) fn rests(&mut self) {
-        let own = self.awake.one_more();
-        self.timer.as_mut().reset(tokio::time::Instant::now() + own.rest());
-        self.own = Some(own);
+        self.own = Some(self.awake.one_more());
+        self.looks = 0;
+        let rest = self.rest().unwrap_or(REST);
+        self.timer.as_mut().reset(tokio::time::Instant::now() + rest);
+    }
+
+    /// How long it is idle until it rests, if it can. Who is found busy again and again is no newcomer: a crowd of long requests
+    /// must not be looked at all the time.
+    fn rest(&self) -> Option<Duration> {
+        let own = self.own.as_ref()?;
+        Some(if self.looks < QUICK_LOOKS { own.rest().max(SHORTEST) } else { REST })
     }
 
     /// It rests already, or cannot.
@@ -209,8 +223,11 @@ impl Watch {
     pub(crate) fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<Overdue> {
         loop {
             ready!(self.timer.as_mut().poll(cx));
-            match self.activity.look(self.head, self.idle, self.own.as_ref().map(AwakeOne::rest)) {
-                Ok(pause) => self.timer.as_mut().reset(tokio::time::Instant::now() + pause.max(Duration::from_millis(10))),
+            match self.activity.look(self.head, self.idle, self.rest()) {
+                Ok(pause) => {
+                    self.looks = self.looks.saturating_add(1);
+                    self.timer.as_mut().reset(tokio::time::Instant::now() + pause.max(SHORTEST));
+                }
                 Err(overdue) => return Poll::Ready(overdue),
             }
         }
@@ -313,6 +330,19 @@ mod tests {
         assert_eq!(few[0].rest(), REST);
         drop(few);
         assert_eq!(awake.0.get(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_crowd_of_long_requests_is_looked_at_once_a_second() {
+        let awake = Awake::default();
+        let crowd: Vec<_> = (0..10_000).map(|_| awake.one_more()).collect();
+        let activity = Arc::new(Activity::new());
+        let mut watch = Watch::new(Arc::clone(&activity), Duration::from_secs(10), Duration::from_secs(60), awake);
+        let _busy = activity.begin();
+        watch.rests();
+        let _never = tokio::time::timeout(Duration::from_secs(10), std::future::poll_fn(|cx| watch.poll_overdue(cx))).await;
+        assert!(watch.looks <= QUICK_LOOKS + 10, "{}", watch.looks);
+        drop(crowd);
     }
 
     #[test]
