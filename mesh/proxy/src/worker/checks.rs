@@ -10,6 +10,8 @@ use super::Worker;
 use crate::{endpoint::Endpoint, upstream::Wanted};
 
 const EVERY: Duration = Duration::from_secs(2);
+/// Over before the next one's turn.
+const PATIENCE: Duration = Duration::from_millis(1900);
 /// Not all at once: thousands of connections in one moment would hold up what the worker has to do.
 const PORTIONS: usize = 20;
 const FALL: u8 = 3;
@@ -74,7 +76,7 @@ pub(super) async fn check(worker: Rc<Worker>) {
 }
 
 async fn check_one(worker: Rc<Worker>, endpoint: Arc<Endpoint>, rows: Rc<RefCell<HashMap<u64, Row>>>) {
-    let wanted = Wanted { host: "", connect_time: EVERY, fresh: true, preface: None, private: true, once: false, streams: true };
+    let wanted = Wanted { host: "", connect_time: PATIENCE, fresh: true, preface: None, private: true, once: false, streams: true };
     let connected = worker.upstreams.connect(&endpoint, &wanted).await.is_ok();
     // One that is checked no longer is well until somebody finds otherwise.
     if !worker.shared.routing.load().checked().contains_key(&endpoint.id) {
