@@ -406,3 +406,20 @@ async fn nothing_panics() {
     }
     assert!(failed > 100, "{failed} of 200");
 }
+
+/// Each change of keys asks for an answer; a client that takes none makes nobody keep many.
+#[tokio::test]
+async fn answers_that_nobody_takes_do_not_pile_up() {
+    let (mut server, mut client) = Sides::new(&TLS13, None).connect(1 << 12).await;
+    // The wire back is full from here on.
+    while timeout(Duration::from_millis(20), server.write(&some(4000))).await.is_ok() {}
+    let held = server.outgoing.len();
+    for _ in 0..5000 {
+        client.get_mut().1.refresh_traffic_keys().unwrap();
+        client.write_all(b"x").await.unwrap();
+        client.flush().await.unwrap();
+        assert_eq!(server.read_u8().await.unwrap(), b'x');
+    }
+    assert!(server.outgoing.len() <= held + 100, "{held} became {}", server.outgoing.len());
+    assert_eq!(server.content.capacity() + server.incoming.capacity(), 0);
+}
