@@ -30,8 +30,8 @@ pub struct Endpoint {
     pub health: Health,
     /// Requests and tunnels that it is busy with.
     load: AtomicU32,
-    /// It takes nothing new: its connections are closed once they are idle.
-    gone: AtomicBool,
+    /// Since when it takes nothing new, as [`millis`] says it; 0 if it does. Its connections are closed once they are idle.
+    gone_since: AtomicU64,
 }
 
 /// A namespace on this node from which a network is reached. It changes when the task whose namespace it is goes.
@@ -86,7 +86,7 @@ impl Dialer for OwnNamespace {
 pub struct Health {
     /// Failures without a success between them.
     failures: AtomicU32,
-    /// Milliseconds after [`Endpoint`]'s process began; 0 if it is not out.
+    /// As [`millis`] says it; 0 if it is not out.
     out_until: AtomicU64,
     /// It could not be connected to when that was last tried in the background.
     unreachable: AtomicBool,
@@ -104,8 +104,8 @@ impl Endpoint {
             }
             Upstream::Host { name, port } => format!("{name}:{port}"),
         };
-        let (health, load, gone) = (Health::default(), AtomicU32::new(0), AtomicBool::new(false));
-        Self { id, upstream, address: address.into(), protocol, tls, foothold, health, load, gone }
+        let (health, load, gone_since) = (Health::default(), AtomicU32::new(0), AtomicU64::new(0));
+        Self { id, upstream, address: address.into(), protocol, tls, foothold, health, load, gone_since }
     }
 
     pub fn load(&self) -> u32 {
@@ -125,11 +125,18 @@ impl Endpoint {
     }
 
     pub fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Relaxed)
+        self.gone_since.load(Ordering::Relaxed) != 0
     }
 
-    pub fn retire(&self) {
-        self.gone.store(true, Ordering::Relaxed);
+    /// Not longer gone than a request may need from its route to its backend, which is too short for its address to be another's.
+    pub fn has_just_gone(&self, now: Instant) -> bool {
+        let since = self.gone_since.load(Ordering::Relaxed);
+        since != 0 && millis(now).saturating_sub(since) < LAST_MILLIS
+    }
+
+    /// Once, when no route leads there any more.
+    pub fn retire(&self, now: Instant) {
+        self.gone_since.store(millis(now), Ordering::Relaxed);
     }
 }
 
@@ -175,6 +182,9 @@ impl Health {
         until != 0 && millis(now) < until
     }
 }
+
+/// See [`Endpoint::has_just_gone`].
+const LAST_MILLIS: u64 = 1000;
 
 /// Since the first call, and never 0.
 fn millis(at: Instant) -> u64 {

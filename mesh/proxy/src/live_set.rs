@@ -143,17 +143,30 @@ impl LiveSet {
 
     /// Who gets this request; `None` if all that have turns were tried. Those that are out get it only if all others are, too.
     pub fn choose(&self, asking: &Asking<'_>, tried: &[u64], now: Instant) -> Option<Choice> {
-        let endpoints = self.endpoints.load();
-        // A task that is gone may have left its address to somebody else's.
-        let may = |slot: &Slot| !slot.endpoint.is_gone() && !tried.contains(&slot.endpoint.id);
-        let is_well = |slot: &Slot| may(slot) && !slot.endpoint.health.is_out(now);
+        let mut endpoints = self.endpoints.load();
         // Drawn once: two draws for each request would pass over every other turn.
         let mut turn = None;
-        let mut pick = |may: &dyn Fn(&Slot) -> bool| {
-            self.affinity(&endpoints, asking, &may).or_else(|| self.balanced(&endpoints, asking.client, &mut turn, &may))
-        };
-        let slot = pick(&is_well).or_else(|| pick(&may))?;
-        Some(Choice { endpoint: Arc::clone(&slot.endpoint), set_cookie: self.set_cookie(slot, asking) })
+        loop {
+            let mut pick = |may: &dyn Fn(&Slot) -> bool| {
+                let may = |slot: &Slot| !tried.contains(&slot.endpoint.id) && may(slot);
+                self.affinity(&endpoints, asking, &may).or_else(|| self.balanced(&endpoints, asking.client, &mut turn, &may))
+            };
+            // A task that is gone may have left its address to somebody else's.
+            let is_there = |slot: &Slot| !slot.endpoint.is_gone();
+            let is_well = |slot: &Slot| is_there(slot) && !slot.endpoint.health.is_out(now);
+            if let Some(slot) = pick(&is_well).or_else(|| pick(&is_there)) {
+                return Some(Choice { endpoint: Arc::clone(&slot.endpoint), set_cookie: self.set_cookie(slot, asking) });
+            }
+            // They may all have gone since they were read, and others are here.
+            let newer = self.endpoints.load();
+            if !Arc::ptr_eq(&newer, &endpoints) {
+                endpoints = newer;
+                continue;
+            }
+            // Or the route itself has gone since it was found, and its endpoints with it: this request is the last that they get.
+            let slot = pick(&|slot| slot.endpoint.has_just_gone(now))?;
+            return Some(Choice { endpoint: Arc::clone(&slot.endpoint), set_cookie: self.set_cookie(slot, asking) });
+        }
     }
 
     /// Remembers who set the cookie that clients are to come back with.

@@ -43,6 +43,8 @@ pub struct Routing {
     groups: SharedMap<Group, Arc<GroupCounts>>,
     /// What routes could not have since others have it.
     pub claims: Arc<[RouteProblem]>,
+    /// Endpoints that the routing before had and this one has not.
+    left: Vec<Arc<Endpoint>>,
 }
 
 /// A route with what outlives changes of other routes.
@@ -107,6 +109,11 @@ impl Lane {
 impl Routing {
     pub fn lane(&self, position: usize) -> Option<&Arc<Lane>> {
         self.lanes.get(position)
+    }
+
+    /// To retire once this routing is served: until then, requests find them.
+    pub(crate) fn take_left(&mut self) -> Vec<Arc<Endpoint>> {
+        std::mem::take(&mut self.left)
     }
 
     /// All of them, in no order.
@@ -249,9 +256,7 @@ impl<K: Eq + Hash> Switchboard<K> {
             }
             self.lanes.set(position, new);
         }
-        for lane in left {
-            self.put_down(&lane);
-        }
+        let left = left.iter().flat_map(|lane| self.put_down(lane)).collect();
         self.show_checked();
         if change.problems {
             self.claims = self.book.problems().into();
@@ -263,6 +268,7 @@ impl<K: Eq + Hash> Switchboard<K> {
             gated: self.gated.clone(),
             groups: self.groups.clone(),
             claims: Arc::clone(&self.claims),
+            left,
         }
     }
 
@@ -275,7 +281,8 @@ impl<K: Eq + Hash> Switchboard<K> {
                 let endpoints = self.endpoints_of(set, tasks);
                 live.update(endpoints);
                 self.use_endpoints(&live.endpoints(), lane.recipe.policy.check_connect);
-                self.leave_endpoints(&before, lane.recipe.policy.check_connect);
+                let left = self.leave_endpoints(&before, lane.recipe.policy.check_connect);
+                left.iter().for_each(|endpoint| endpoint.retire(Instant::now()));
             }
         }
         self.show_checked();
@@ -337,8 +344,8 @@ impl<K: Eq + Hash> Switchboard<K> {
         }
     }
 
-    /// A lane went: what only it had goes, too.
-    fn put_down(&mut self, lane: &Lane) {
+    /// A lane went: what only it had goes, too. Says which endpoints nobody has any more.
+    fn put_down(&mut self, lane: &Lane) -> Vec<Arc<Endpoint>> {
         let (origin, listener) = (&lane.route.origin, lane.route.listener);
         if let Entry::Occupied(mut counts) = self.counts.entry((origin.clone(), listener)) {
             counts.get_mut().1 -= 1;
@@ -359,9 +366,8 @@ impl<K: Eq + Hash> Switchboard<K> {
                 self.groups.remove(&group);
             }
         }
-        if let Some(live) = &lane.live {
-            self.leave_endpoints(&live.endpoints(), lane.recipe.policy.check_connect);
-        }
+        let live = lane.live.as_ref();
+        live.map_or_else(Vec::new, |live| self.leave_endpoints(&live.endpoints(), lane.recipe.policy.check_connect))
     }
 
     fn name(&mut self, position: usize, lane: &Lane, leads: bool) {
@@ -420,8 +426,9 @@ impl<K: Eq + Hash> Switchboard<K> {
         }
     }
 
-    /// Endpoints that no live set has any more take nothing new.
-    fn leave_endpoints(&mut self, endpoints: &[WeightedEndpoint], checks: bool) {
+    /// Says which of these endpoints no live set has any more: those are to take nothing new.
+    fn leave_endpoints(&mut self, endpoints: &[WeightedEndpoint], checks: bool) -> Vec<Arc<Endpoint>> {
+        let mut left = Vec::new();
         for WeightedEndpoint { endpoint, .. } in endpoints {
             let Entry::Occupied(mut used) = self.used.entry(endpoint.id) else { continue };
             let uses = used.get_mut();
@@ -437,9 +444,10 @@ impl<K: Eq + Hash> Switchboard<K> {
             }
             if uses.lanes == 0 {
                 self.endpoints.remove(&used.remove().place);
-                endpoint.retire();
+                left.push(Arc::clone(endpoint));
             }
         }
+        left
     }
 
     fn show_checked(&mut self) {
@@ -468,13 +476,14 @@ fn answers_ask_headers(route: &Route) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
+    use std::{net::IpAddr, time::Duration};
 
+    use http::HeaderMap;
     use swarmesh_model::TaskId;
     use swarmesh_router::model::{Action, BackendMode, Member};
 
     use super::*;
-    use crate::tls::testing::route;
+    use crate::{live_set::Asking, tls::testing::route};
 
     struct These(Vec<u8>);
 
@@ -523,5 +532,26 @@ mod tests {
         let after = board.change([("c", vec![to_web("c", false)])], &These(vec![2, 3]));
         assert!(checked(&after).is_empty());
         assert!(!down.health.is_out(Instant::now()) && !down.is_gone(), "nobody would find it well again");
+    }
+
+    #[test]
+    fn a_request_that_found_its_route_before_it_went_has_a_backend() {
+        let asking = Asking { client: [192, 0, 2, 1].into(), headers: &HeaderMap::new(), tls: false, tls_session: None };
+        let to = |lane: &Arc<Lane>, now| Some(lane.live.as_ref()?.choose(&asking, &[], now)?.endpoint.address.to_string());
+        let mut board = Switchboard::by_owner(&Config::default());
+        let routing = board.change([("a", vec![to_web("a", false)])], &These(vec![1]));
+        let found = Arc::clone(routing.lanes().next().unwrap());
+        // Tasks are others: the route has them.
+        board.refresh(&HashSet::from(["web"]), &These(vec![2]));
+        assert_eq!(to(&found, Instant::now()).as_deref(), Some("127.0.0.2:80"));
+        let mut routing = board.change([("a", vec![])], &These(vec![2]));
+        let last = found.live.as_ref().unwrap().endpoints()[0].endpoint.clone();
+        assert!(!last.is_gone(), "the routing before is still served");
+        let now = Instant::now();
+        let left = routing.take_left();
+        left.iter().for_each(|endpoint| endpoint.retire(now));
+        assert!(last.is_gone() && left.len() == 1);
+        assert_eq!(to(&found, now).as_deref(), Some("127.0.0.2:80"));
+        assert_eq!(to(&found, now + Duration::from_secs(2)), None, "somebody else may have its address");
     }
 }

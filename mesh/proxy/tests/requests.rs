@@ -4,6 +4,7 @@ mod common;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -40,7 +41,7 @@ fn requests_of_many_clients_share_few_connections_to_a_backend() {
     for _ in 0..20 {
         assert_eq!(stage.get("a", "/").status, 200);
     }
-    assert_eq!(stage.backends["web"][0].connections.load(std::sync::atomic::Ordering::Relaxed), 1);
+    assert_eq!(stage.backends["web"][0].connections.load(Ordering::Relaxed), 1);
     // Several requests of one connection, sent at once.
     let mut client = stage.connect();
     client.send("GET /1 HTTP/1.1\r\nHost: a\r\n\r\n".repeat(3));
@@ -62,7 +63,7 @@ fn connections_are_used_again_only_while_the_network_is_reached_from_where_they_
             client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
             assert_eq!(client.answer().unwrap().status, 200);
         }
-        assert_eq!(stage.backends["web"][0].connections.load(std::sync::atomic::Ordering::Relaxed), connections, "by {sandbox}");
+        assert_eq!(stage.backends["web"][0].connections.load(Ordering::Relaxed), connections, "by {sandbox}");
     }
 }
 
@@ -78,7 +79,7 @@ fn requests_with_and_without_bodies_share_a_connection() {
         assert_eq!(client.answer().unwrap().body, "web.0 POST /2 HTTP/1.1");
     }
     assert!(stage.seen("web").iter().all(|seen| seen.line.starts_with("GET") && seen.body.is_empty() || seen.body == b"abc"));
-    assert_eq!(stage.backends["web"][0].connections.load(std::sync::atomic::Ordering::Relaxed), 1);
+    assert_eq!(stage.backends["web"][0].connections.load(Ordering::Relaxed), 1);
 }
 
 /// Who balances a VIP sees connections, so that two requests on one would go to the same task.
@@ -94,7 +95,7 @@ fn each_request_to_a_vip_has_a_connection_of_its_own() {
         client.send("GET /1 HTTP/1.1\r\nHost: a\r\n\r\n");
         assert_eq!(client.answer().unwrap().body, "web.0 GET /1 HTTP/1.1");
     }
-    assert_eq!(stage.backends["web"][0].connections.load(std::sync::atomic::Ordering::Relaxed), 5);
+    assert_eq!(stage.backends["web"][0].connections.load(Ordering::Relaxed), 5);
 }
 
 /// What the route's own list keeps to itself, the node's list needs too.
@@ -349,6 +350,27 @@ fn routes_change_under_open_connections() {
     drop(stage);
 }
 
+/// A service that goes from its tasks to its VIP, or a host that goes to another service, has all of its backends replaced at once.
+#[test]
+fn requests_have_a_backend_while_all_of_a_routes_backends_are_replaced() {
+    let stage = stage().service("web", 1, who).service("new", 1, who);
+    let mut stage = stage.route(Match::host("a"), "web", |_| {});
+    let mut client = stage.connect();
+    let mut ask = || {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        client.answer().unwrap().body
+    };
+    assert!(ask().starts_with("web.0"));
+    stage.routes.clear();
+    let route = Arc::new(stage.make_route(Match::host("a"), "new"));
+    let (routing, _) = stage.switchboard.route([route], &stage.services);
+    // Made, and not served yet, as while certificates are read.
+    assert!(ask().starts_with("web.0"));
+    assert_eq!(stage.backends["web"][0].connections.load(Ordering::Relaxed), 1, "nor does it lose connections yet");
+    stage.proxy.as_ref().unwrap().shared().set_routing(routing);
+    assert!(ask().starts_with("new.0"));
+}
+
 #[test]
 fn the_end_lets_requests_finish() {
     let slow = |seen: &Seen| {
@@ -479,7 +501,7 @@ fn answers_without_a_body_keep_their_length() {
             assert_eq!(client.answer().unwrap().status, status);
         }
     }
-    assert_eq!(stage.backends["web"][0].connections.load(std::sync::atomic::Ordering::Relaxed), 1);
+    assert_eq!(stage.backends["web"][0].connections.load(Ordering::Relaxed), 1);
 }
 
 #[test]

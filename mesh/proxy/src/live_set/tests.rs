@@ -145,8 +145,14 @@ fn who_is_out_or_tried_or_gone_is_passed_over() {
             assert_eq!(choose(&[0, 1, 2]), Some(3), "{balance:?}: out, but nobody else is left");
             assert_eq!(choose(&[0, 1, 2, 3]), None, "{balance:?}");
         }
-        endpoints[1].endpoint.retire();
-        assert_eq!(choose(&[0, 2, 3]), None, "{balance:?}");
+        let long_ago = Instant::now();
+        endpoints[1].endpoint.retire(long_ago);
+        for _ in 0..50 {
+            assert!(choose(&[]).is_some_and(|id| id != 1), "{balance:?}");
+        }
+        assert_eq!(choose(&[0, 2, 3]), Some(1), "{balance:?}: the last of a route that has just gone");
+        let later = |time| asks("192.0.2.1", &[], false, |asking| set.choose(asking, &[0, 2, 3], long_ago + time).is_some());
+        assert!(later(Duration::from_millis(900)) && !later(Duration::from_millis(1100)), "{balance:?}");
         set.update(tasks(10, &[0, 0]));
         assert_eq!((choose(&[]), set.endpoints().len()), (None, 2), "{balance:?}");
         set.update(Vec::new());
@@ -259,7 +265,7 @@ fn an_inserted_cookie_leads_back_to_its_task() {
     put_out(&set.endpoints()[task as usize].endpoint);
     assert!(again(&set, &[]).0 != task && again(&set, &[]).1);
     assert_eq!(again(&set, &[0, 1, 2].into_iter().filter(|id| *id != task).collect::<Vec<_>>()), (task, false), "nobody else is left");
-    set.endpoints()[task as usize].endpoint.retire();
+    set.endpoints()[task as usize].endpoint.retire(Instant::now());
     assert!(again(&set, &[]).0 != task);
     let mut without = tasks(0, &[1, 1, 1]);
     without[task as usize].weight = 0;

@@ -64,10 +64,14 @@ impl Shared {
     }
 
     /// Serves these routes from now on. Reads the files of certificates that are new.
-    pub fn set_routing(&self, routing: Routing) {
+    pub fn set_routing(&self, mut routing: Routing) {
         // First: nobody is to be sent to TLS that is not there yet.
         self.certificates.update(Arc::clone(&routing.table));
+        // Last: to read files takes time, in which requests still go where the routing before says.
+        let left = routing.take_left();
         self.routing.store(Arc::new(routing));
+        let now = Instant::now();
+        left.iter().for_each(|endpoint| endpoint.retire(now));
     }
 
     /// Looks whether clients are believed by others now.

@@ -23,6 +23,8 @@ use swarmesh_router::{
 pub(crate) const HOT: u32 = 16;
 /// Addresses of tasks: the first half is the hot hosts', the other half everybody else's.
 pub(crate) const TASKS: usize = 8;
+/// Which a host's routes can have.
+const FORMS: u32 = 3;
 /// In the directory of certificates; for all hosts.
 pub(crate) const CERTIFICATE: &str = "site.pem";
 
@@ -76,9 +78,10 @@ impl Tasks for Services {
     }
 
     fn usable(&self, owner: &str, _: Option<&NetworkId>) -> Vec<(TaskId, IpAddr)> {
-        let Ok(number) = owner.parse::<usize>() else { return Vec::new() };
-        let half = TASKS / 2;
-        let first = if number < HOT as usize { 0 } else { half };
+        let Some((host, form)) = owner.split_once('.') else { return Vec::new() };
+        let (Ok(host), Ok(form)) = (host.parse::<usize>(), form.parse::<usize>()) else { return Vec::new() };
+        let (half, number) = (TASKS / 2, host + form);
+        let first = if host < HOT as usize { 0 } else { half };
         let tasks = [number % half, (number + 1) % half].map(|task| first + task);
         let usable = tasks.into_iter().filter(|task| !self.gone.contains(task));
         usable.filter_map(|task| Some((TaskId::from(format!("{owner}.{task}")), *self.addresses.get(task)?))).collect()
@@ -144,7 +147,7 @@ impl World {
                 } else {
                     self.services.gone.insert(task)
                 };
-                let concerned: Vec<String> = (0..HOT).map(|host| host.to_string()).collect();
+                let concerned: Vec<String> = (0..HOT).flat_map(|host| (0..FORMS).map(move |form| service(host, form))).collect();
                 self.switchboard.refresh(&concerned.iter().map(String::as_str).collect(), &self.services);
             }
         }
@@ -158,7 +161,7 @@ impl World {
     /// A host's routes in one of several forms, all of which take all of its requests. Its tasks are told which host it was, and
     /// clients which form.
     fn routes(&self, host: u32, form: u32) -> Vec<Arc<Route>> {
-        let parts: &[Option<&str>] = match form % 3 {
+        let parts: &[Option<&str>] = match form % FORMS {
             0 => &[None],
             1 => &[None, Some("/a")],
             _ => &[Some("/"), Some("/a"), Some("/b/c")],
@@ -178,7 +181,7 @@ impl World {
                 precedence: Precedence::Specific { priority: 0 },
                 share: Share::Alone,
                 filters: vec![Filter::Forward(forward), Filter::Request(set("x-host", host)), Filter::Response(set("x-form", form))],
-                action: Action::Forward(BackendSet::of(Member::service(host.to_string(), None, self.port, BackendMode::Task))),
+                action: Action::Forward(BackendSet::of(Member::service(service(host, form), None, self.port, BackendMode::Task))),
                 certificate: Some(CertificateRef::Files { certificate: CERTIFICATE.to_owned(), key: None }),
                 policy: Policy {
                     // As Interlock's: a task that breaks off is no reason for the client to be told.
@@ -189,6 +192,11 @@ impl World {
         };
         (0..).zip(parts).map(route).collect()
     }
+}
+
+/// Another one in each form, so that none of a host's backends outlives a change.
+fn service(host: u32, form: u32) -> String {
+    format!("{host}.{}", form % FORMS)
 }
 
 pub(crate) fn host_name(host: u32) -> String {
