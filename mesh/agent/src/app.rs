@@ -2,7 +2,7 @@
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
-use swarmesh_dataplane::{NetfilterPlane, PlaneConfig};
+use swarmesh_dataplane::{NetfilterPlane, Overlays, PlaneConfig};
 use swarmesh_proxy::ProxyError;
 use swarmesh_source::{SourceError, SourceSpec};
 use tokio::{
@@ -138,8 +138,11 @@ fn start_engine(
     let resolver = config.dns.is_on.then(|| start_names(config)).transpose()?;
     let router = (!config.router.listeners.is_empty()).then(|| start_router(config)).transpose()?;
     let make_plane = move || NetfilterPlane::new(Arc::new(swarmesh_kernel::LinuxKernel), plane);
+    let overlays = Overlays::new(Arc::new(swarmesh_kernel::LinuxKernel), config.netns_dir.clone())
+        .inspect_err(|error| tracing::warn!(%error, "that a node is lost is heard of from the managers only"))
+        .ok();
     let proxy = router.as_ref().map(|router| Arc::clone(router.shared()));
-    Ok((Engine::start(settings, updates, make_plane, resolver, router)?, proxy))
+    Ok((Engine::start(settings, updates, make_plane, overlays, resolver, router)?, proxy))
 }
 
 fn start_router(config: &Config) -> Result<Router, AgentError> {

@@ -65,7 +65,7 @@ impl Agent {
         let config =
             PlaneConfig { balancing: swarmesh_dataplane::Balancing::Nft, netns_dir: directory.path().join("netns"), node_address: None };
         let shared = kernel.clone();
-        let engine = Engine::start(settings, received, move || NetfilterPlane::new(Arc::new(shared), config), None, router).unwrap();
+        let engine = Engine::start(settings, received, move || NetfilterPlane::new(Arc::new(shared), config), None, None, router).unwrap();
         let socket = directory.path().join("admin.sock");
         let listener = Listener::bind(&AdminAddress::Unix(socket.clone())).await.unwrap();
         let admin = tokio::spawn(admin::serve(listener, engine.handle().clone()));

@@ -70,7 +70,7 @@ impl Agent {
         .unwrap();
         let (proxy, http) = (Arc::clone(router.shared()), router.addresses()[0]);
         let kernel = Arc::new(FakeKernel::new());
-        let engine = Engine::start(settings, received, move || NetfilterPlane::new(kernel, config), None, Some(router)).unwrap();
+        let engine = Engine::start(settings, received, move || NetfilterPlane::new(kernel, config), None, None, Some(router)).unwrap();
         let certificates = Certificates::new(store, Some(Arc::clone(&proxy)));
         let server = tokio::spawn(flow_proxy::serve(listener, engine.handle().clone(), certificates));
         Self { directory, updates, engine, proxy, http, api, server }

@@ -9,6 +9,7 @@ mod error;
 mod layout;
 mod names;
 mod netfilter;
+mod overlays;
 mod slots;
 mod virtuals;
 
@@ -19,3 +20,4 @@ pub use names::{RESOLVER, Redirect, ResolverSockets, TO_ENGINE};
 pub use netfilter::{
     Balancing, HostFacts, NetfilterPlane, Place, PlaceState, PlaceStatus, PlaneConfig, PlaneStatus, goes_direct, try_ipvs, uninstall,
 };
+pub use overlays::{Overlays, Reach};

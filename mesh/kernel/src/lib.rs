@@ -6,9 +6,11 @@
 mod conntrack;
 mod error;
 pub mod fake;
+mod fed;
 mod iptables;
 mod ipvs;
 mod linux;
+mod neighbours;
 mod netlink;
 mod netns;
 mod nft;
@@ -26,6 +28,7 @@ pub use ipvs::{
     Tunnel, TunnelChecksum, VirtualId, VirtualScheduler, VirtualServer, VirtualState,
 };
 pub use linux::LinuxKernel;
+pub use neighbours::{NeighbourEvent, NeighbourMonitor};
 pub use netns::{Netns, NetnsId};
 pub use nft::{
     Checksum, CmpOp, CtDirection, CtKey, DynsetOp, Element, ElementData, Expr, Family, MetaKey, NatFamily, NatKind, NftEvent, NftMonitor,

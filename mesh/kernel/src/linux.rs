@@ -8,8 +8,8 @@ use std::{
 
 use crate::{
     ConntrackSocket, DOCKER_USER, DefaultRoute, Element, Family, FlowFilter, Interface, Iptables, IpvsInfo, IpvsOp, IpvsSocket,
-    IpvsTimeouts, Kernel, KernelError, Namespace, Netns, NetnsId, NftMonitor, NftOp, NftSocket, RealState, RouteSocket, SetName, VirtualId,
-    VirtualState, load_script, sysctl,
+    IpvsTimeouts, Kernel, KernelError, Namespace, NeighbourMonitor, Netns, NetnsId, NftMonitor, NftOp, NftSocket, RealState, RouteSocket,
+    SetName, VirtualId, VirtualState, load_script, sysctl,
 };
 
 /// The kernel that this process runs on.
@@ -33,8 +33,19 @@ impl Kernel for LinuxKernel {
         Netns::open(path).map(|ns| ns.id())
     }
 
+    fn namespaces(&self, directory: &Path) -> Result<Vec<String>, KernelError> {
+        let action = || format!("list the namespaces in {}", directory.display());
+        let names = fs::read_dir(directory).map_err(|source| KernelError::from_io(action(), source))?;
+        // One with another kind of name is none of Docker's.
+        Ok(names.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
+    }
+
     fn open_monitor(&self, path: Option<&Path>) -> Result<NftMonitor, KernelError> {
         NftMonitor::open(&path.map_or_else(Netns::current, Netns::open)?)
+    }
+
+    fn open_neighbours(&self, path: &Path) -> Result<NeighbourMonitor, KernelError> {
+        NeighbourMonitor::open(&Netns::open(path)?)
     }
 }
 

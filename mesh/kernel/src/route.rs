@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use crate::{
     KernelError, Netns,
+    neighbours::{self, NEIGHBOUR_HEADER_LEN},
     netlink::{CREATE, EXCLUSIVE, Message, NetlinkSocket, REPLACE, attribute, attributes, text, u32_ne},
 };
 
@@ -185,6 +186,19 @@ impl RouteSocket {
     pub fn remove_neighbour(&mut self, index: u32, address: IpAddr) -> Result<bool, KernelError> {
         let action = format!("delete the neighbour {address} on interface {index}");
         absent_is_fine(self.change(&action, libc::RTM_DELNEIGH, 0, &bytes(&neighbour(index, address))))
+    }
+
+    /// The permanent neighbours of these interfaces, of both families.
+    pub(crate) fn permanent_neighbours(&mut self, interfaces: &[u32]) -> Result<Vec<IpAddr>, KernelError> {
+        self.netlink.dump(
+            "list the neighbours",
+            libc::RTM_GETNEIGH,
+            |out| out.raw(&[0; NEIGHBOUR_HEADER_LEN]),
+            |message, found| {
+                found.extend(neighbours::neighbour(message, interfaces).filter(|(_, permanent)| *permanent).map(|(address, _)| address));
+                Ok(())
+            },
+        )
     }
 
     fn change(&mut self, action: &str, kind: u16, flags: u16, body: &[u8]) -> Result<(), KernelError> {

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::{
-    DefaultRoute, Element, Family, FlowFilter, IpvsInfo, IpvsOp, IpvsTimeouts, KernelError, NetnsId, NftMonitor, NftOp, RealState, SetName,
-    VirtualId, VirtualState,
+    DefaultRoute, Element, Family, FlowFilter, IpvsInfo, IpvsOp, IpvsTimeouts, KernelError, NeighbourMonitor, NetnsId, NftMonitor, NftOp,
+    RealState, SetName, VirtualId, VirtualState,
 };
 
 /// A network interface with its addresses.
@@ -46,8 +46,14 @@ pub trait Kernel: Send + Sync {
     /// Which namespace is behind a path now: an open handle goes on meaning the one that it was opened for.
     fn identity(&self, path: &Path) -> Result<NetnsId, KernelError>;
 
+    /// Names of the files in a directory of namespaces, in no order.
+    fn namespaces(&self, directory: &Path) -> Result<Vec<String>, KernelError>;
+
     /// Starts to listen to nftables in a namespace; `None` is the agent's own.
     fn open_monitor(&self, path: Option<&Path>) -> Result<NftMonitor, KernelError>;
+
+    /// Starts to listen to where an overlay leads, in its namespace. [`KernelError::NotFound`] if that has no overlay (yet).
+    fn open_neighbours(&self, path: &Path) -> Result<NeighbourMonitor, KernelError>;
 }
 
 /// Everything the data plane asks of one namespace.

@@ -77,6 +77,8 @@ pub struct Planner {
     /// Of all services that are labelled with nothing of ours.
     default_policy: Arc<Policy>,
     routing: RouteIndex,
+    /// Addresses that nothing of this node's reaches, though their tasks may well run.
+    unreachable: Arc<BTreeSet<(NetworkId, IpAddr)>>,
     /// The swarm is known, so that an added name that no service bears is a host's. Before, nobody can tell.
     knows_names: bool,
     plan: NodePlan,
@@ -141,6 +143,7 @@ impl Planner {
             problems: BTreeMap::new(),
             default_policy: Arc::default(),
             routing: RouteIndex::default(),
+            unreachable: Arc::default(),
             plan: NodePlan::default(),
         }
     }
@@ -157,6 +160,11 @@ impl Planner {
         &self.context
     }
 
+    /// See [`Self::set_reach`].
+    pub fn unreachable(&self) -> &Arc<BTreeSet<(NetworkId, IpAddr)>> {
+        &self.unreachable
+    }
+
     pub fn into_plan(self) -> NodePlan {
         self.plan
     }
@@ -169,7 +177,8 @@ impl Planner {
         let mut all = Delta::between(&Snapshot::default(), &self.snapshot);
         all.version = self.snapshot.version;
         let routing = self.routing.successor();
-        let old = std::mem::replace(self, Self { routing, ..Self::new(context) }).into_plan();
+        let unreachable = Arc::clone(&self.unreachable);
+        let old = std::mem::replace(self, Self { routing, unreachable, ..Self::new(context) }).into_plan();
         self.update(&all);
         PlanDelta::between(&old, &self.plan)
     }
@@ -187,6 +196,24 @@ impl Planner {
         let concerned = self.snapshot.services.values().filter(|s| dirty.added.contains(&s.name));
         dirty.routed.extend(concerned.map(|s| s.id.clone()));
         self.context.added = added;
+        self.replan(&Delta { version: self.plan.version, ..Delta::default() }, dirty)
+    }
+
+    /// Takes note of addresses that nothing of this node's reaches any more (`false`), or again (`true`). As with a node that is down,
+    /// their tasks get nothing new while others can have it. Costs a look at every task, and what changed.
+    pub fn set_reach(&mut self, changes: impl IntoIterator<Item = (NetworkId, IpAddr, bool)>) -> PlanDelta {
+        let mut changed: HashMap<IpAddr, Vec<NetworkId>> = HashMap::new();
+        let unreachable = Arc::make_mut(&mut self.unreachable);
+        for (network, address, reachable) in changes {
+            let key = (network.clone(), address);
+            if if reachable { unreachable.remove(&key) } else { unreachable.insert(key) } {
+                changed.entry(address).or_default().push(network);
+            }
+        }
+        let is_concerned =
+            |task: &Task| task.addresses.iter().any(|a| changed.get(&a.address).is_some_and(|networks| networks.contains(&a.network)));
+        let tasks = self.snapshot.tasks.values().filter(|task| !changed.is_empty() && is_concerned(task));
+        let dirty = Dirty { services: tasks.filter_map(|task| task.service.clone()).collect(), ..Dirty::default() };
         self.replan(&Delta { version: self.plan.version, ..Delta::default() }, dirty)
     }
 
@@ -214,6 +241,11 @@ impl Planner {
 
     fn is_on_node_that_is_down(&self, task: &Task) -> bool {
         task.node.as_ref().and_then(|n| self.snapshot.nodes.get(n)).is_some_and(|n| n.state == NodeState::Down)
+    }
+
+    /// This node's own tasks are reached without an overlay.
+    fn is_out_of_reach(&self, task: &Task, network: &NetworkId, address: IpAddr) -> bool {
+        !self.unreachable.is_empty() && !self.is_local(task) && self.unreachable.contains(&(network.clone(), address))
     }
 
     /// Finds what the delta touches, while both the old and the new objects are at hand.
@@ -529,14 +561,16 @@ impl Planner {
         let tasks = self.tasks_of.get(id).into_iter().flat_map(|tasks| &tasks.0).filter_map(|t| self.snapshot.tasks.get(t));
         let mut backends: Vec<Backend> = Vec::new();
         for task in tasks.filter(|t| !local_only || self.is_local(t)) {
-            let node_is_down = self.is_on_node_that_is_down(task);
-            let state = match (task.is_usable(), task.is_draining()) {
-                (true, _) if !node_is_down => BackendState::Ready,
-                (true, _) | (_, true) => BackendState::Draining,
-                (false, false) => continue,
-            };
+            if !task.is_usable() && !task.is_draining() {
+                continue;
+            }
+            let serves = task.is_usable() && !self.is_on_node_that_is_down(task);
             let addresses = task.address_in(&network.id).filter(|a| a.is_ipv6() == v6 && owns(network, *a));
-            backends.extend(addresses.map(|address| Backend { address, state, task: task.id.clone() }));
+            backends.extend(addresses.map(|address| {
+                let is_ready = serves && !self.is_out_of_reach(task, &network.id, address);
+                let state = if is_ready { BackendState::Ready } else { BackendState::Draining };
+                Backend { address, state, task: task.id.clone() }
+            }));
         }
         // Ready sorts before draining: of two tasks that claim one address, the one that serves it is kept.
         backends.sort_by(|a, b| (a.address, a.state, &a.task).cmp(&(b.address, b.state, &b.task)));

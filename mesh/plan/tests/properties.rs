@@ -282,6 +282,48 @@ proptest! {
         }
     }
 
+    /// Nor does it matter when a way was lost, or found again. Who is out of reach gets nothing new, but for this node's own tasks.
+    #[test]
+    fn lost_ways_are_a_delta_too(a in swarm(), b in swarm(), context in context(), turns in vec((1u8..3, 20u8..60, any::<bool>()), 0..24)) {
+        let reach = |turns: &[(u8, u8, bool)]| -> Vec<_> {
+            turns.iter().map(|(network, host, found)| (format!("n{network}").into(), IpAddr::from([10, 0, *network, *host]), *found)).collect()
+        };
+        let (first, second) = turns.split_at(turns.len() / 2);
+        let mut planner = Planner::new(context.clone());
+        planner.update(&Delta::between(&Snapshot::default(), &a));
+        let mut applied = planner.plan().clone();
+        applied.apply(&planner.set_reach(reach(first)));
+        prop_assert_eq!(&applied, planner.plan());
+        applied.apply(&planner.update(&Delta::between(&a, &b)));
+        applied.apply(&planner.set_reach(reach(second)));
+        prop_assert_eq!(&applied, planner.plan());
+
+        let mut known = Planner::new(NodeContext::default());
+        known.set_reach(reach(&turns));
+        known.set_context(context.clone());
+        known.update(&Delta::between(&Snapshot::default(), &b));
+        prop_assert_eq!(planner.unreachable(), known.unreachable());
+        agree(planner.plan(), known.plan(), &b)?;
+
+        let all = plan(&b, &context);
+        for (network, vips) in &planner.plan().networks {
+            for (vip, service) in vips.iter() {
+                let before = all.networks[network].get(vip).unwrap();
+                for (backend, before) in service.backends.iter().zip(before.backends.iter()) {
+                    let task = b.tasks.get(&backend.task).unwrap();
+                    let is_local = context.node.is_some() && task.node == context.node;
+                    let is_lost = planner.unreachable().contains(&(network.clone(), backend.address)) && !is_local;
+                    prop_assert_eq!(&backend.address, &before.address);
+                    if is_lost {
+                        prop_assert_eq!(backend.state, BackendState::Draining);
+                    } else if backend.task == before.task {
+                        prop_assert_eq!(backend.state, before.state);
+                    }
+                }
+            }
+        }
+    }
+
     /// No packet may go to an address that is not its network's own, or to a task that does not run.
     #[test]
     fn backends_are_running_tasks_in_their_own_network(snapshot in swarm(), context in context()) {

@@ -97,7 +97,7 @@ impl World {
         };
         let plane = PlaneConfig { balancing: swarmesh_dataplane::Balancing::Nft, netns_dir, node_address: None };
         let resolver = Resolver { names, host_servers: received };
-        let engine = Engine::start(settings, taken, move || NetfilterPlane::new(Arc::new(LinuxKernel), plane), Some(resolver), None)?;
+        let engine = Engine::start(settings, taken, move || NetfilterPlane::new(Arc::new(LinuxKernel), plane), None, Some(resolver), None)?;
         let handle = engine.handle().clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let state =

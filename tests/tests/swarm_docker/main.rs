@@ -22,6 +22,7 @@ use serde_json::Value;
 use swarmesh_tests::{
     agents,
     dockerlab::residue,
+    http::none_failed,
     lab::{Held, Knock, ask, ask_udp, get_in, knock_http, knock_tcp, knock_tcp_for, speak_from_one_port, spread_in, udp_socket},
     load::{Load, field},
     netns::within,
@@ -29,6 +30,13 @@ use swarmesh_tests::{
 };
 
 use crate::swarm::*;
+
+/// What a node's agent has told of ways that its overlays have lost to tasks of this service.
+fn lost_ways(swarm: &Swarm, node: usize, service: &str) -> Result<usize> {
+    let log = fs::read_to_string(agents::log(&swarm.lab.borrow(), node)?)?;
+    let task = format!("\"{service}.");
+    Ok(log.lines().filter(|line| line.contains("no overlay leads to these tasks") && line.contains(&task)).count())
+}
 
 const ROWS: &[Row<Swarm>] = &[
     ("E36 K1 published port: every node's address, TCP, from both clients, evenly", |swarm| {
@@ -516,14 +524,26 @@ const ROWS: &[Row<Swarm>] = &[
         swarm.create("calm", 2, &["--publish", "7012:80", "--constraint", "node.hostname!=n3"])?;
         swarm.settled("calm", 2)?;
         let clients = Clients::start(swarm, 7012)?;
+        ensure!(swarm.containers("web")?.iter().any(|c| c.node == 2), "n3 has no task of web");
+        let before = (lost_ways(swarm, 0, "web")?, lost_ways(swarm, 1, "web")?);
         swarm.lab.borrow().signal_engine(2, Signal::SIGSTOP)?;
         let noticed = swarm.wait("status says disconnected", 40, || Ok(swarm.status(2)?["source"]["connected"] == false));
+        // E33: the managers hold the node for down after fifteen seconds; the others' overlays have lost it long before.
+        let lost = swarm.wait("the others have lost the ways to the node", 20, || {
+            Ok(lost_ways(swarm, 0, "web")? > before.0 && lost_ways(swarm, 1, "web")? > before.1)
+        });
+        let avoided = lost.and_then(|()| {
+            let load = Load::start(&swarm.client(1), vec![at(node_address(0), 7000), at(node_address(1), 7000)], 30)?;
+            sleep(Duration::from_secs(3));
+            none_failed(load)
+        });
         let kept = (0..6).try_for_each(|_| get_in(&swarm.client(1), at(node_address(2), 7012)).map(drop));
         let outcome = clients.stop();
         swarm.lab.borrow().signal_engine(2, Signal::SIGCONT)?;
         noticed?;
         kept.context("through the node itself")?;
         outcome?;
+        avoided?;
         swarm.connected(2)?;
         swarm.settled("web", 3)?;
         swarm.overlays_converged(7000, 3)?;

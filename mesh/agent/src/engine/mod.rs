@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use swarmesh_dataplane::Overlays;
 use swarmesh_plan::Takeover;
 use swarmesh_source::Update;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -119,6 +120,7 @@ impl Engine {
         settings: Settings,
         updates: mpsc::Receiver<Update>,
         make_plane: impl FnOnce() -> P + Send + 'static,
+        overlays: Option<Overlays>,
         resolver: Option<Resolver>,
         router: Option<Router>,
     ) -> Result<Self, EngineError> {
@@ -128,7 +130,7 @@ impl Engine {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = EngineHandle { shared: Arc::clone(&shared), commands };
         let thread = thread::Builder::new().name("engine".to_owned()).spawn(move || {
-            let worker = worker::Worker::new(settings, make_plane(), resolver, router, shared, is_ready);
+            let worker = worker::Worker::new(settings, make_plane(), overlays, resolver, router, shared, is_ready);
             runtime.block_on(worker.run(updates, received));
         })?;
         Ok(Self { handle, ready: Some(ready), thread })

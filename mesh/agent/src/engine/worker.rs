@@ -10,8 +10,8 @@ use std::{
 };
 
 use nix::poll::{PollFd, PollFlags, poll};
-use swarmesh_dataplane::PlaneStatus;
-use swarmesh_model::{Delta, Node, NodeId, Problem};
+use swarmesh_dataplane::{Overlays, PlaneStatus, Reach};
+use swarmesh_model::{Delta, NetworkId, Node, NodeId, Problem, Task};
 use swarmesh_plan::{Added, NodeContext, PlanDelta, Planner};
 use swarmesh_source::Update;
 use tokio::{
@@ -40,6 +40,8 @@ const IDENTITY_PATIENCE: Duration = Duration::from_millis(250);
 pub(super) struct Worker<P> {
     settings: Settings,
     plane: P,
+    /// `None` if nothing can be watched.
+    overlays: Option<Overlays>,
     names: Option<Names>,
     router: Option<Router>,
     /// The host's own name servers, as its file has them now.
@@ -69,6 +71,7 @@ impl<P: Plane> Worker<P> {
     pub(super) fn new(
         settings: Settings,
         plane: P,
+        overlays: Option<Overlays>,
         resolver: Option<Resolver>,
         router: Option<Router>,
         shared: Arc<Shared>,
@@ -94,6 +97,7 @@ impl<P: Plane> Worker<P> {
             planner: Planner::new(NodeContext::default()),
             settings,
             plane,
+            overlays,
             shared,
             memory: Memory::default(),
             remembered: None,
@@ -144,7 +148,8 @@ impl<P: Plane> Worker<P> {
     }
 
     pub(super) async fn run(mut self, mut updates: mpsc::Receiver<Update>, mut commands: mpsc::Receiver<Command>) {
-        let events = self.watch();
+        let events = watch(self.plane.events());
+        let ways = watch(self.overlays.as_ref().map(Overlays::events));
         let start = tokio::time::Instant::now();
         let mut audit = interval_at(start + self.settings.audit_every, self.settings.audit_every);
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -152,7 +157,8 @@ impl<P: Plane> Worker<P> {
         let mut source_lives = true;
         loop {
             let now = Instant::now();
-            let due = [self.plane.run_due(now), self.names.as_mut().and_then(|n| n.run_due(now))].into_iter().flatten().min();
+            let reach_due = self.take_reach(now);
+            let due = [self.plane.run_due(now), self.names.as_mut().and_then(|n| n.run_due(now)), reach_due].into_iter().flatten().min();
             self.publish();
             tokio::select! {
                 command = commands.recv() => match command {
@@ -185,9 +191,13 @@ impl<P: Plane> Worker<P> {
                     self.say_ready();
                 }
                 () = changed(events.as_ref()) => self.check_events(),
+                () = changed(ways.as_ref()) => self.check_overlays(),
                 () = next(&mut self.host_servers) => self.take_host_servers(),
                 _ = audit.tick() => {
                     self.plane.start_audit(Instant::now());
+                    if let Some(overlays) = &mut self.overlays {
+                        overlays.audit(Instant::now());
+                    }
                     if let Some(names) = &mut self.names {
                         names.audit(Instant::now());
                     }
@@ -221,15 +231,6 @@ impl<P: Plane> Worker<P> {
         }
     }
 
-    #[expect(deprecated, reason = "the new constructors are unsafe for types that may close their descriptor early; an OwnedFd does not")]
-    fn watch(&self) -> Option<AsyncFd<OwnedFd>> {
-        let events = self.plane.events()?.try_clone_to_owned();
-        events
-            .and_then(|fd| AsyncFd::with_interest(fd, Interest::READABLE))
-            .inspect_err(|error| tracing::warn!(%error, "foreign changes are noticed by the audit only"))
-            .ok()
-    }
-
     fn check_events(&mut self) {
         // The runtime tells of new events only, so what one look leaves behind must be looked at now. The bound is for a
         // program that changes tables faster than they are mended.
@@ -237,6 +238,45 @@ impl<P: Plane> Worker<P> {
             self.plane.check_events(Instant::now());
             if !self.plane.events().is_some_and(is_readable) {
                 break;
+            }
+        }
+    }
+
+    fn check_overlays(&mut self) {
+        let Some(overlays) = &mut self.overlays else { return };
+        // As above.
+        for _ in 0..32 {
+            overlays.check_events(Instant::now());
+            if !is_readable(overlays.events()) {
+                break;
+            }
+        }
+    }
+
+    /// Plans for what has become known of ways, and says when to look again.
+    fn take_reach(&mut self, now: Instant) -> Option<Instant> {
+        let (changes, due) = self.overlays.as_mut()?.run_due(now);
+        if !changes.is_empty() {
+            self.log_reach(&changes);
+            let plan = self.planner.set_reach(changes.into_iter().map(|c| (c.network, c.address, c.reachable)));
+            self.carry_out(&plan);
+        }
+        due
+    }
+
+    /// That the way to a task goes which has ended is no news.
+    fn log_reach(&self, changes: &[Reach]) {
+        let snapshot = self.planner.snapshot();
+        for (reachable, what) in
+            [(false, "no overlay leads to these tasks any more, so others get what is new"), (true, "these tasks are reached again")]
+        {
+            let is_it = |task: &Task, change: &Reach| {
+                change.reachable == reachable && task.address_in(&change.network).any(|a| a == change.address)
+            };
+            let concerned = snapshot.tasks.values().filter(|task| task.is_usable() && changes.iter().any(|change| is_it(task, change)));
+            let tasks: Vec<&str> = concerned.map(|task| &*task.name).collect();
+            if !tasks.is_empty() {
+                tracing::info!(?tasks, "{what}");
             }
         }
     }
@@ -306,6 +346,9 @@ impl<P: Plane> Worker<P> {
         if let Some(router) = &mut self.router {
             router.apply(&plan.routes, &self.planner.plan().routes);
         }
+        if !plan.sandboxes.is_empty() || plan.ingress.is_some() {
+            self.want_overlays();
+        }
         // In one step with what is pending of it: nobody must see the new version with the old all-clear.
         let now = Instant::now();
         let settled = self.is_settled();
@@ -325,9 +368,11 @@ impl<P: Plane> Worker<P> {
         let origin = self.origin;
         let context = self.planner.context().clone();
         let (snapshot, applied) = (self.planner.snapshot().clone(), self.planner.plan().clone());
+        let unreachable = Arc::clone(self.planner.unreachable());
         self.shared.change(|view| {
             view.snapshot = snapshot;
             view.plan = applied;
+            view.unreachable = unreachable;
             if let Some(table) = table {
                 view.table = table;
             }
@@ -340,6 +385,15 @@ impl<P: Plane> Worker<P> {
             }
         });
         self.status_at.get_or_insert_with(Instant::now);
+    }
+
+    /// Those that something of this node's is in.
+    fn want_overlays(&mut self) {
+        let Some(overlays) = &mut self.overlays else { return };
+        let plan = self.planner.plan();
+        let networks = plan.networks.keys().chain(plan.ingress.as_ref().map(|ingress| &ingress.network));
+        let is_overlay = |id: &&NetworkId| self.planner.snapshot().networks.get(*id).is_some_and(|n| n.driver == "overlay");
+        overlays.want(networks.filter(is_overlay).cloned().collect(), Instant::now());
     }
 
     fn is_settled(&self) -> bool {
@@ -537,6 +591,15 @@ fn tell(shared: &Shared, written: Result<(), StoreError>) {
         }
     };
     shared.change(|view| view.own_problems = problems);
+}
+
+#[expect(deprecated, reason = "the new constructors are unsafe for types that may close their descriptor early; an OwnedFd does not")]
+fn watch(events: Option<BorrowedFd<'_>>) -> Option<AsyncFd<OwnedFd>> {
+    let events = events?.try_clone_to_owned();
+    events
+        .and_then(|fd| AsyncFd::with_interest(fd, Interest::READABLE))
+        .inspect_err(|error| tracing::warn!(%error, "foreign changes are noticed by the audit only"))
+        .ok()
 }
 
 async fn at(moment: Option<Instant>) {

@@ -12,6 +12,7 @@ pub mod services;
 pub mod status;
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant, SystemTime},
@@ -20,7 +21,7 @@ use std::{
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use serde::{Deserialize, Serialize};
 use swarmesh_dataplane::{PlaceState, PlaceStatus, PlaneStatus};
-use swarmesh_model::{Node, NodeId, Problem, Service, Snapshot, TaskId};
+use swarmesh_model::{NetworkId, Node, NodeId, Problem, Service, Snapshot, Task, TaskId};
 use swarmesh_plan::{NodeContext, NodePlan, Policy, Takeover};
 use swarmesh_source::SourceState;
 
@@ -49,6 +50,8 @@ pub enum Origin {
 pub struct View {
     pub snapshot: Snapshot,
     pub plan: NodePlan,
+    /// Addresses of tasks that no overlay leads to from this node.
+    pub unreachable: Arc<BTreeSet<(NetworkId, IpAddr)>>,
     pub context: NodeContext,
     pub origin: Origin,
     pub source: Option<SourceState>,
@@ -122,6 +125,14 @@ impl Shared {
 impl View {
     pub fn this_node(&self) -> Option<&Node> {
         self.context.node.as_ref().and_then(|id| self.snapshot.nodes.get(id)).map(AsRef::as_ref)
+    }
+
+    /// In one of its networks, from this node, that is.
+    pub fn is_out_of_reach(&self, task: &Task) -> bool {
+        let is_here = self.context.node.is_some() && task.node == self.context.node;
+        !self.unreachable.is_empty()
+            && !is_here
+            && task.addresses.iter().any(|a| self.unreachable.contains(&(a.network.clone(), a.address)))
     }
 
     /// How a person calls a node.

@@ -86,7 +86,7 @@ pub(super) enum Condition {
 pub(super) fn condition(view: &View, task: &Task) -> Condition {
     let node_is_down = task.node.as_ref().and_then(|n| view.snapshot.nodes.get(n)).is_some_and(|n| n.state == NodeState::Down);
     match (task.is_usable(), task.is_draining()) {
-        (true, _) if !node_is_down => Condition::Ready,
+        (true, _) if !node_is_down && !view.is_out_of_reach(task) => Condition::Ready,
         (true, _) | (_, true) => Condition::Draining,
         _ if task.state < TaskState::Running && task.desired_state <= TaskState::Running => Condition::Starting,
         _ => Condition::Over,

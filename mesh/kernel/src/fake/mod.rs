@@ -25,8 +25,8 @@ use namespace::FakeNamespace;
 use tables::Tables;
 
 use crate::{
-    DefaultRoute, Element, Expr, Family, FlowFilter, Interface, IpvsOp, Kernel, KernelError, Namespace, NetnsId, NftEvent, NftMonitor,
-    NftOp, RealServer, SetName, VirtualServer, nft::MonitorFeed,
+    DefaultRoute, Element, Expr, Family, FlowFilter, Interface, IpvsOp, Kernel, KernelError, Namespace, NeighbourEvent, NeighbourMonitor,
+    NetnsId, NftEvent, NftMonitor, NftOp, RealServer, SetName, VirtualServer, fed::Feed,
 };
 
 /// Stands for the agent's own namespace among the paths.
@@ -41,6 +41,7 @@ const HERE: &str = "/proc/self/ns/net";
 pub enum Call {
     Open,
     OpenMonitor,
+    OpenNeighbours,
     LoadScript,
     Commit,
     Elements,
@@ -88,7 +89,10 @@ struct State {
     scripts: Vec<String>,
     writes: usize,
     faults: HashMap<Call, VecDeque<i32>>,
-    monitors: Vec<MonitorFeed>,
+    monitors: Vec<Feed<NftEvent>>,
+    /// Where it leads, of an overlay's.
+    overlay: Option<Arc<Mutex<BTreeSet<IpAddr>>>>,
+    neighbour_monitors: Vec<Feed<NeighbourEvent>>,
 }
 
 impl State {
@@ -213,12 +217,29 @@ impl Kernel for FakeKernel {
         Ok(NetnsId { device: 0, inode: Arc::as_ptr(&state).addr() as u64 })
     }
 
+    fn namespaces(&self, directory: &Path) -> Result<Vec<String>, KernelError> {
+        let namespaces = self.namespaces.lock().unwrap_or_else(PoisonError::into_inner);
+        let inside = namespaces.keys().filter(|path| path.parent() == Some(directory));
+        Ok(inside.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect())
+    }
+
     fn open_monitor(&self, path: Option<&Path>) -> Result<NftMonitor, KernelError> {
         let state = self.find(path.unwrap_or(Path::new(HERE)))?;
         let mut state = locked(&state);
         state.fault(Call::OpenMonitor, "listen to nftables")?;
         let (monitor, feed) = NftMonitor::fed()?;
         state.monitors.push(feed);
+        Ok(monitor)
+    }
+
+    fn open_neighbours(&self, path: &Path) -> Result<NeighbourMonitor, KernelError> {
+        let state = self.find(path)?;
+        let mut state = locked(&state);
+        let action = "listen to neighbours";
+        state.fault(Call::OpenNeighbours, action)?;
+        let overlay = state.overlay.clone().ok_or_else(|| KernelError::NotFound { action: action.to_owned() })?;
+        let (monitor, feed) = NeighbourMonitor::fed(overlay)?;
+        state.neighbour_monitors.push(feed);
         Ok(monitor)
     }
 }
@@ -299,7 +320,31 @@ impl FakeView {
 
     /// Makes every monitor of this namespace lose events.
     pub fn lose_events(&self) {
-        locked(&self.state).monitors.retain_mut(|monitor| monitor.push(NftEvent::Lost));
+        let mut state = locked(&self.state);
+        state.monitors.retain_mut(|monitor| monitor.push(NftEvent::Lost));
+        state.neighbour_monitors.retain_mut(|monitor| monitor.push(NeighbourEvent::Lost));
+    }
+
+    /// Adds an overlay's interface, or takes it away.
+    pub fn set_overlay(&self, present: bool) {
+        let mut state = locked(&self.state);
+        if state.overlay.take().is_some() {
+            state.neighbour_monitors.retain_mut(|monitor| monitor.push(NeighbourEvent::Ended));
+        }
+        state.overlay = present.then(Arc::default);
+    }
+
+    /// Has the overlay lead to an address, or not. Whoever listens is told, unless `told` says otherwise.
+    pub fn set_peer(&self, address: IpAddr, present: bool, told: bool) {
+        let mut state = locked(&self.state);
+        let Some(overlay) = &state.overlay else { return };
+        let mut peers = overlay.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = if present { peers.insert(address) } else { peers.remove(&address) };
+        drop(peers);
+        if changed && told {
+            let event = if present { NeighbourEvent::There(address) } else { NeighbourEvent::Gone(address) };
+            state.neighbour_monitors.retain_mut(|monitor| monitor.push(event));
+        }
     }
 
     /// All successful commits with operations, in order.

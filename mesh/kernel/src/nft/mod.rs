@@ -15,7 +15,6 @@ use serde::Serialize;
 pub use expr::{
     Checksum, CmpOp, CtDirection, CtKey, DynsetOp, Expr, MetaKey, NatFamily, NatKind, NumgenKind, PayloadBase, Reg, RejectKind, Verdict,
 };
-pub(crate) use monitor::MonitorFeed;
 pub use monitor::{NftEvent, NftMonitor};
 pub use script::{check_script, load_script};
 pub use socket::NftSocket;

@@ -1,15 +1,6 @@
 //! Who takes our tables apart: notifications of nf_tables.
 
-use std::{
-    collections::VecDeque,
-    fmt,
-    io::{Read, Write},
-    os::{
-        fd::{AsFd, BorrowedFd},
-        unix::net::UnixStream,
-    },
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::{
@@ -28,6 +19,7 @@ use super::{
 };
 use crate::{
     KernelError, Netns,
+    fed::{FedEvents, Feed},
     netlink::{Message, NetlinkSocket, attribute, messages, text, u32_be},
 };
 
@@ -89,7 +81,7 @@ pub struct NftMonitor {
 #[derive(Debug)]
 enum Source {
     Netlink(NetlinkSocket),
-    Fed(FedEvents),
+    Fed(FedEvents<NftEvent>),
 }
 
 impl NftMonitor {
@@ -108,17 +100,9 @@ impl NftMonitor {
     }
 
     /// A monitor whose events come from the returned feed.
-    pub(crate) fn fed() -> Result<(Self, MonitorFeed), KernelError> {
-        let pair = || {
-            let (reader, writer) = UnixStream::pair()?;
-            reader.set_nonblocking(true)?;
-            writer.set_nonblocking(true)?;
-            Ok((reader, writer))
-        };
-        let (reader, writer) = pair().map_err(|source| KernelError::from_io("make a monitor", source))?;
-        let queue = Arc::new(Mutex::new(VecDeque::new()));
-        let feed = MonitorFeed { queue: Arc::clone(&queue), writer };
-        Ok((Self { source: Source::Fed(FedEvents { queue, reader }) }, feed))
+    pub(crate) fn fed() -> Result<(Self, Feed<NftEvent>), KernelError> {
+        let (events, feed) = FedEvents::new()?;
+        Ok((Self { source: Source::Fed(events) }, feed))
     }
 
     /// Everything that happened since the last call; does not wait.
@@ -134,7 +118,7 @@ impl AsFd for NftMonitor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.source {
             Source::Netlink(netlink) => netlink.as_fd(),
-            Source::Fed(fed) => fed.reader.as_fd(),
+            Source::Fed(fed) => fed.as_fd(),
         }
     }
 }
@@ -189,45 +173,5 @@ fn event(message: &Message<'_>) -> Option<NftEvent> {
             })
         }
         _ => None,
-    }
-}
-
-/// Events that a test's namespace makes up. The stream carries one byte per event, only to wake whoever polls it.
-struct FedEvents {
-    queue: Arc<Mutex<VecDeque<NftEvent>>>,
-    reader: UnixStream,
-}
-
-impl fmt::Debug for FedEvents {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("FedEvents").finish_non_exhaustive()
-    }
-}
-
-impl FedEvents {
-    fn read(&mut self) -> Vec<NftEvent> {
-        let mut wakeups = [0; 256];
-        while matches!(self.reader.read(&mut wakeups), Ok(count) if count > 0) {}
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect()
-    }
-}
-
-/// The other end of a fed monitor.
-#[derive(Debug)]
-pub(crate) struct MonitorFeed {
-    queue: Arc<Mutex<VecDeque<NftEvent>>>,
-    writer: UnixStream,
-}
-
-impl MonitorFeed {
-    /// False once the monitor is gone.
-    pub(crate) fn push(&mut self, event: NftEvent) -> bool {
-        if Arc::strong_count(&self.queue) == 1 {
-            return false;
-        }
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(event);
-        // A full stream wakes the reader just as well.
-        let _ = self.writer.write(&[0]);
-        true
     }
 }

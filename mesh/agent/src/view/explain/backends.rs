@@ -69,6 +69,9 @@ pub(super) fn drain_reason(view: &View, task: &Task) -> String {
     let node = task.node.as_ref().and_then(|id| view.snapshot.nodes.get(id));
     match node.map(AsRef::<Node>::as_ref) {
         Some(node) if node.state == NodeState::Down => format!("its node {} is down", node.hostname),
+        Some(node) if task.is_usable() && view.is_out_of_reach(task) => {
+            format!("no overlay leads to it: Docker's gossip has lost its node {}", node.hostname)
+        }
         _ if task.healthy == Some(false) => "its health check fails".to_owned(),
         _ => format!("is shutting down (desired: {})", word(task.desired_state)),
     }
