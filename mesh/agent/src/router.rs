@@ -10,6 +10,7 @@ use std::{
 
 use socket2::{Domain, Protocol, Socket, Type};
 use swarmesh_kernel::Netns;
+use swarmesh_model::NetworkId;
 use swarmesh_plan::{OwnerKey, OwnerRoutes, RouteDelta, RoutePlan};
 use swarmesh_proxy::{Config, Proxy, ProxyError, Shared, endpoint::Dialer, routing::Switchboard};
 
@@ -56,10 +57,9 @@ impl Router {
 
     /// Brings the workers from the last plan to this one. What routes take from each other, the views tell.
     pub fn apply(&mut self, delta: &RouteDelta, plan: &RoutePlan) {
+        let (come, left): (Vec<_>, Vec<_>) = delta.footholds.iter().partition(|(_, sandbox)| sandbox.is_some());
         // Before anything is sent there.
-        for (network, sandbox) in &delta.footholds {
-            self.switchboard.set_foothold(network, sandbox.as_ref().map(|name| self.netns_dir.join(name)));
-        }
+        self.stand(&come);
         if !delta.owners.is_empty() {
             let routes = |owner: &Option<Arc<OwnerRoutes>>| owner.as_ref().map_or_else(Vec::new, |owner| owner.routes.clone());
             let owners = delta.owners.iter().map(|(key, owner)| (key.clone(), routes(owner)));
@@ -69,6 +69,14 @@ impl Router {
         let owners: HashSet<&str> = services.chain(delta.containers.keys().map(|id| id.as_str())).collect();
         if !owners.is_empty() {
             self.switchboard.refresh(&owners, plan);
+        }
+        // Behind everything that was sent there.
+        self.stand(&left);
+    }
+
+    fn stand(&mut self, footholds: &[(&NetworkId, &Option<String>)]) {
+        for (network, sandbox) in footholds {
+            self.switchboard.set_foothold(network, sandbox.as_ref().map(|name| self.netns_dir.join(name)));
         }
     }
 

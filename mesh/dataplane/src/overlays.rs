@@ -228,6 +228,7 @@ impl Overlays {
                 return;
             }
         };
+        let mut missed = false;
         for event in events {
             match event {
                 NeighbourEvent::Gone(address) => {
@@ -241,11 +242,11 @@ impl Overlays {
                     self.hurry(now);
                     return;
                 }
-                NeighbourEvent::Lost => {
-                    self.reread(network, now);
-                    return self.note(network, now);
-                }
+                NeighbourEvent::Lost => missed = true,
             }
+        }
+        if missed {
+            self.reread(network, now);
         }
         self.note(network, now);
     }

@@ -15,6 +15,9 @@ use arc_swap::ArcSwapOption;
 use socket2::Socket;
 use swarmesh_router::model::{BackendProtocol, BackendTls, Ejection, Upstream};
 
+/// How long what was left is still there for those who were on their way.
+const LAST: Duration = Duration::from_secs(1);
+
 /// A task, VIP, published port or host that requests are sent to. Two routes to the same place share one.
 #[derive(Debug)]
 pub struct Endpoint {
@@ -40,23 +43,43 @@ pub struct Endpoint {
 /// opened there is not used again once it has changed.
 #[derive(Debug, Default)]
 pub struct Foothold {
-    sandbox: ArcSwapOption<PathBuf>,
+    standing: ArcSwapOption<Standing>,
     /// How often it changed.
     changes: AtomicU32,
 }
 
+#[derive(Debug)]
+struct Standing {
+    sandbox: PathBuf,
+    /// Since when no route leads there, or nobody stands there.
+    left: Option<Instant>,
+}
+
 impl Foothold {
     /// Changes it, if this is another one.
-    pub fn set(&self, sandbox: Option<PathBuf>) {
-        if self.sandbox.load().as_deref() != sandbox.as_ref() {
-            self.sandbox.store(sandbox.map(Arc::new));
-            // Whoever sees the new number sees the new namespace.
-            self.changes.fetch_add(1, Ordering::Release);
-        }
+    pub fn set(&self, sandbox: Option<PathBuf>, now: Instant) {
+        let before = self.standing.load();
+        let standing = match (before.as_deref(), sandbox) {
+            (None, None) | (Some(Standing { left: Some(_), .. }), None) => return,
+            (Some(Standing { sandbox, left: None }), Some(wanted)) if *sandbox == wanted => return,
+            (_, Some(sandbox)) => Standing { sandbox, left: None },
+            (Some(Standing { sandbox, .. }), None) => Standing { sandbox: sandbox.clone(), left: Some(now) },
+        };
+        self.standing.store(Some(Arc::new(standing)));
+        // Whoever sees the new number sees the new namespace.
+        self.changes.fetch_add(1, Ordering::Release);
     }
 
-    pub fn sandbox(&self) -> Option<Arc<PathBuf>> {
-        self.sandbox.load_full()
+    /// Where sockets are opened. What was left a moment ago is still there for requests that found their way before.
+    pub fn sandbox(&self, now: Instant) -> Option<PathBuf> {
+        let standing = self.standing.load();
+        let is_there = |standing: &&Standing| standing.left.is_none_or(|since| now.saturating_duration_since(since) < LAST);
+        standing.as_deref().filter(is_there).map(|standing| standing.sandbox.clone())
+    }
+
+    /// It may be there for a moment, and no longer.
+    pub fn has_left(&self) -> bool {
+        self.standing.load().as_deref().is_none_or(|standing| standing.left.is_some())
     }
 }
 
@@ -131,7 +154,7 @@ impl Endpoint {
     /// Not longer gone than a request may need from its route to its backend, which is too short for its address to be another's.
     pub fn has_just_gone(&self, now: Instant) -> bool {
         let since = self.gone_since.load(Ordering::Relaxed);
-        since != 0 && millis(now).saturating_sub(since) < LAST_MILLIS
+        since != 0 && u128::from(millis(now).saturating_sub(since)) < LAST.as_millis()
     }
 
     /// Once, when no route leads there any more.
@@ -183,9 +206,6 @@ impl Health {
     }
 }
 
-/// See [`Endpoint::has_just_gone`].
-const LAST_MILLIS: u64 = 1000;
-
 /// Since the first call, and never 0.
 fn millis(at: Instant) -> u64 {
     static BEGINNING: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
@@ -211,6 +231,27 @@ mod tests {
         drop(first);
         assert_eq!(endpoint.load(), 0);
         assert!(endpoint.begin(Some(1)).is_some());
+    }
+
+    #[test]
+    fn a_foothold_is_left_a_moment_later() {
+        let (foothold, now) = (Foothold::default(), Instant::now());
+        let (one, other) = (PathBuf::from("one"), PathBuf::from("other"));
+        let stands = |at: u64| foothold.sandbox(now + Duration::from_millis(at));
+        let changes = || foothold.changes.load(Ordering::Relaxed);
+        assert!(stands(0).is_none() && foothold.has_left());
+        foothold.set(None, now);
+        foothold.set(Some(one.clone()), now);
+        foothold.set(Some(one.clone()), now);
+        assert_eq!((stands(5000), changes(), foothold.has_left()), (Some(one.clone()), 1, false));
+        foothold.set(None, now);
+        foothold.set(None, now + Duration::from_millis(900));
+        assert_eq!((stands(999), stands(1001), changes(), foothold.has_left()), (Some(one.clone()), None, 2, true));
+        // What was opened before is not used again: the namespace may have been another one meanwhile.
+        foothold.set(Some(one.clone()), now);
+        assert_eq!((stands(5000), changes()), (Some(one), 3));
+        foothold.set(Some(other.clone()), now);
+        assert_eq!((stands(5000), changes()), (Some(other), 4));
     }
 
     #[test]

@@ -290,7 +290,7 @@ impl<K: Eq + Hash> Switchboard<K> {
 
     /// Says from which namespace a network is reached; `None` if from none.
     pub fn set_foothold(&mut self, network: &NetworkId, sandbox: Option<PathBuf>) {
-        self.foothold(network).set(sandbox);
+        self.foothold(network).set(sandbox, Instant::now());
     }
 
     fn foothold(&mut self, network: &NetworkId) -> &Arc<Foothold> {

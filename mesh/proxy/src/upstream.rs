@@ -290,10 +290,13 @@ impl Upstreams {
 
     async fn connect_to(&self, endpoint: &Endpoint, to: SocketAddr) -> Result<TcpStream, ConnectError> {
         let sandbox = match &endpoint.foothold {
-            Some(foothold) => Some(foothold.sandbox().ok_or(ConnectError::NoFoothold)?),
+            Some(foothold) => Some(foothold.sandbox(Instant::now()).ok_or(ConnectError::NoFoothold)?),
             None => None,
         };
-        let socket = self.dialer.socket(sandbox.as_ref().map(|p| p.as_path()), to).map_err(ConnectError::Socket)?;
+        let socket = self.dialer.socket(sandbox.as_deref(), to).map_err(|error| match &endpoint.foothold {
+            Some(foothold) if foothold.has_left() => ConnectError::NoFoothold,
+            _ => ConnectError::Socket(error),
+        })?;
         socket.set_tcp_nodelay(true).map_err(ConnectError::Socket)?;
         TcpSocket::from_std_stream(socket.into()).connect(to).await.map_err(ConnectError::Connect)
     }

@@ -18,7 +18,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use swarmesh_tests::{
     certificates::serial,
-    http::{Answer, node, none_failed},
+    http::{Answer, every_node, node, none_failed},
+    load::Load,
     printed::{
         BACK_END, BY_VIP, COUNTER, COUNTER_BACKEND, DEFAULT_HOST, PASSED, REDIRECTED, REWRITTEN, SESSION_EXAMPLE, STICKY, TERMINATED,
         TWO_SITES, demo, go_demo, session_example_https, session_example_sticky,
@@ -27,7 +28,7 @@ use swarmesh_tests::{
     service_create::service,
 };
 
-use crate::site::{Handshakes, NODES, Site};
+use crate::site::{Handshakes, NODES, Site, stack};
 
 const DOMAIN: &[(&str, &str)] = &[("DOMAIN", "app.example.com")];
 
@@ -494,6 +495,48 @@ const ROWS: &[Row<Site>] = &[
         }
         none_failed(load)
     }),
+    (
+        "L6 from one dialect to the next and back, by tasks and by VIP, in three networks, 100 requests a second through all nodes: 0 failed",
+        |site| {
+            let says: [&[(&str, &str)]; 7] = [
+                &[("com.docker.lb.hosts", "rolling.local"), ("com.docker.lb.port", "8080"), ("com.docker.lb.network", "demo")],
+                &[
+                    ("com.docker.lb.hosts", "rolling.local"),
+                    ("com.docker.lb.port", "8080"),
+                    ("com.docker.lb.backend_mode", "vip"),
+                    ("com.docker.lb.network", "proxy"),
+                ],
+                &[("com.docker.ucp.mesh.http.1", "external_route=http://rolling.local,internal_port=8080")],
+                &[("com.df.notify", "true"), ("com.df.serviceDomain", "rolling.local"), ("com.df.port", "8080")],
+                &[
+                    ("com.docker.lb.hosts", "rolling.local"),
+                    ("com.docker.lb.port", "8081"),
+                    ("com.docker.lb.sticky_session_cookie", "s"),
+                    ("com.docker.lb.network", "demo"),
+                ],
+                &[("swarmesh.http.all.host", "rolling.local"), ("swarmesh.http.all.port", "8080"), ("swarmesh.http.all.network", "proxy")],
+                &[("com.docker.ucp.mesh.http.1", "external_route=http://rolling.local,internal_port=8081,sticky_sessions=s")],
+            ];
+            let services = |labels: &[(&str, &str)]| {
+                let labels: String = labels.iter().map(|(name, value)| format!("          {name}: {value:?}\n")).collect();
+                let (service, _) = ROLLING.split_once("          com.docker").unwrap_or((ROLLING, ""));
+                let service = service.replace("WHOAMI_TCP: 8080", "WHOAMI_TCP: \"8080,8081\"").replace("[demo]", "[demo, ucp-hrm, proxy]");
+                format!("{service}{labels}").replace("replicas: 6", "replicas: 2")
+            };
+            site.deploy(&services(says[0]), "", &[])?;
+            let before: Vec<_> = site.lab.tasks("rolling")?.iter().map(|t| t["id"].clone()).collect();
+            let load = Load::start_for(site.client.namespace(), every_node(80), Some("rolling.local"), 100)?;
+            for turn in 1..=21usize {
+                // Each comes after each of the others.
+                let now = says[(turn * turn.div_ceil(7)) % says.len()];
+                site.lab.deploy(&stack(&services(now), ""))?;
+                sleep(Duration::from_millis(300));
+            }
+            let after: Vec<_> = site.lab.tasks("rolling")?.iter().map(|t| t["id"].clone()).collect();
+            ensure!(before == after, "labels of a service are no reason to replace its tasks");
+            none_failed(load)
+        },
+    ),
     ("L4 a WebSocket to a leaving task lives until its drain is over; new requests avoid it", |site| {
         let services = ROLLING.replace("replicas: 6", "replicas: 3").replace("WHOAMI_TCP: 8080", "WHOAMI_TCP: 8080, WHOAMI_LINGER: 5");
         site.deploy(&services, "", &[])?;

@@ -28,7 +28,7 @@ pub(crate) struct Site {
 }
 
 /// A stack of `services` and the networks of the documents; `networks` are those of the services' own.
-fn stack(services: &str, networks: &str) -> String {
+pub(crate) fn stack(services: &str, networks: &str) -> String {
     format!(
         r#"
 version: "3.8"

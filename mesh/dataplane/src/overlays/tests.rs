@@ -153,7 +153,9 @@ fn what_was_missed_is_made_up_for() {
     assert_eq!(world.second(), [(3, true)]);
     view.set_peer(address(4), true, false);
     view.lose_events();
-    assert_eq!(world.second(), [(4, true)]);
+    view.set_peer(address(3), false, true);
+    let told = BTreeSet::from_iter(world.second());
+    assert_eq!(told, BTreeSet::from([(3, false), (4, true)]));
     // What went unnoticed is the managers' to tell: a way that was never seen says nothing.
     view.set_peer(address(5), false, false);
     world.overlays.audit(world.now);
