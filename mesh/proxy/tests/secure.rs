@@ -25,7 +25,10 @@ use swarmesh_proxy::Config;
 use swarmesh_router::model::{
     Action, BackendProtocol, BackendTls, CertificateRef, Filter, ForwardHeaders, ForwardedProto, Listener, Match,
 };
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
 /// A certificate that proves itself, and its key.
@@ -271,6 +274,62 @@ async fn tls_passes_through_by_its_name() {
     }
     assert!(open(stage.address(), "other.example", &client(&[&site], &[])).await.is_err());
     tokio::task::spawn_blocking(move || drop(stage)).await.unwrap();
+}
+
+/// A client that opened TLS while it ended here is served once; then it is told to open another, which is passed through.
+#[tokio::test]
+async fn a_name_that_is_passed_through_from_now_on_loses_nobody() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::new(&["own.example"]);
+    std::fs::write(directory.path().join("own.pem"), site.pem()).unwrap();
+    let stage = Stage::secure(config(&directory)).service("web", 1, who);
+    let backend = tls_backend(stage.next_address(), &site).await;
+    let mut stage = stage.at("other", backend).route(Match::host("own.example"), "web", |route| {
+        route.certificate = Some(certificate("own.pem"));
+    });
+    let connector = client(&[&site], &[]);
+    let (mut silent, mut known) =
+        (open(stage.address(), "own.example", &connector).await.unwrap(), open(stage.address(), "own.example", &connector).await.unwrap());
+    assert_eq!(ask(&mut known).await, "200 web.0 own.example ");
+    stage.routes.clear();
+    let stage = stage.route(Match::host("own.example"), "other", |route| route.listener = Listener::Tls);
+    assert_eq!(ask(&mut silent).await, "200 web.0 own.example ");
+    for stream in [&mut known, &mut silent] {
+        assert!(ask(stream).await.starts_with("421"));
+        assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "it is closed");
+    }
+    let stream = open(stage.address(), "own.example", &connector).await.unwrap();
+    assert_eq!(get(stream, "own.example").await.body(), "sni own.example");
+    // A name that is nobody's any more is no other connection's.
+    let mut stage = stage;
+    stage.routes.clear();
+    let stage = stage.route(Match::host("own.example"), "web", |route| route.certificate = Some(certificate("own.pem")));
+    let mut known = open(stage.address(), "own.example", &connector).await.unwrap();
+    assert_eq!(ask(&mut known).await, "200 web.0 own.example ");
+    let mut stage = stage;
+    stage.routes.clear();
+    stage.apply();
+    assert!(ask(&mut known).await.starts_with("503"));
+    tokio::task::spawn_blocking(move || drop(stage)).await.unwrap();
+}
+
+/// One request on a connection that stays; its status and body.
+async fn ask(stream: &mut TlsStream<TcpStream>) -> String {
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: own.example\r\n\r\n").await.unwrap();
+    let (mut read, mut room) = (Vec::new(), [0; 4096]);
+    loop {
+        let count = stream.read(&mut room).await.unwrap();
+        read.extend_from_slice(&room[..count]);
+        let text = String::from_utf8_lossy(&read);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            assert!(count > 0, "no answer");
+            continue;
+        };
+        let length = head.to_lowercase().lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+        if length.is_none_or(|length: usize| body.len() >= length) {
+            return format!("{} {body}", &head[9..12]);
+        }
+    }
 }
 
 #[tokio::test]

@@ -460,6 +460,48 @@ const ROWS: &[Row<Site>] = &[
         }
         load.stop()
     }),
+    ("T2 TLS is ended, passed through and ended again, in three dialects, under load: no handshake fails", |site| {
+        let pair = site.certificates.pair("first", "demo.local")?;
+        site.secret("swap.cert", &pair.0)?;
+        site.secret("swap.key", &pair.1)?;
+        let says: [&[(&str, &str)]; 4] = [
+            &[
+                ("com.docker.lb.hosts", "demo.local"),
+                ("com.docker.lb.port", "8080"),
+                ("com.docker.lb.network", "demo"),
+                ("com.docker.lb.ssl_cert", "swap.cert"),
+                ("com.docker.lb.ssl_key", "swap.key"),
+            ],
+            &[
+                ("com.docker.lb.hosts", "demo.local"),
+                ("com.docker.lb.port", "8443"),
+                ("com.docker.lb.network", "demo"),
+                ("com.docker.lb.ssl_passthrough", "true"),
+            ],
+            &[
+                ("swarmesh.http.all.host", "demo.local"),
+                ("swarmesh.http.all.port", "8080"),
+                ("swarmesh.http.all.network", "demo"),
+                ("swarmesh.http.all.tls.certificate", "swap.cert"),
+                ("swarmesh.http.all.tls.key", "swap.key"),
+            ],
+            &[("com.docker.ucp.mesh.http.1", "external_route=sni://demo.local,internal_port=8443")],
+        ];
+        let pem = site.certificates.pem("demo.local")?;
+        let services = |labels: &[(&str, &str)]| {
+            let labels: String = labels.iter().map(|(name, value)| format!("          {name}: {value:?}\n")).collect();
+            let (service, _) = ROLLING.split_once("          com.docker").unwrap_or((ROLLING, ""));
+            let service = service.replace("WHOAMI_TCP: 8080", &format!("WHOAMI_TCP: \"8080,8443\", WHOAMI_TLS: {pem:?}"));
+            format!("{service}{labels}").replace("replicas: 6", "replicas: 2").replace("[demo]", "[demo, ucp-hrm]")
+        };
+        site.deploy(&services(says[0]), "", &[])?;
+        let load = Handshakes::start(site)?;
+        for turn in (0..4).cycle().take(16) {
+            site.lab.deploy(&stack(&services(says[turn]), ""))?;
+            sleep(Duration::from_millis(300));
+        }
+        load.stop()
+    }),
     ("L1 rolling update of a routed service, 50 requests a second through all nodes: 0 failed", |site| {
         site.deploy(ROLLING, "", &[])?;
         let before: Vec<_> = site.lab.tasks("rolling")?.iter().map(|t| t["id"].clone()).collect();

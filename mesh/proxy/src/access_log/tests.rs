@@ -14,7 +14,7 @@ fn log(fields: &[Field], sample: u32, queue: usize) -> (Rc<WorkerLog>, Receiver<
 }
 
 fn client() -> Client {
-    let tls = ClientTls { sni: Some("s.example".into()), is_verified: false, version: "TLSv1.3" };
+    let tls = ClientTls { sni: Some("s.example".into()), is_verified: false, version: "TLSv1.3", ..ClientTls::default() };
     let mut client = Client::new(([192, 0, 2, 1], 7).into(), ([192, 0, 2, 2], 443).into(), false);
     client.tls = Some(tls);
     client

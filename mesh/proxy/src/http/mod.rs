@@ -37,7 +37,7 @@ use crate::{
     endpoint::{Busy, Endpoint},
     live_set::{Asking, LiveSet},
     metrics::add,
-    routing::Lane,
+    routing::{Lane, Routing},
     tunnel::tunnel,
     upstream::{Answer, ConnectError, Lease, SendError, Unanswered, Wanted},
     worker::{Worker, activity::Unread},
@@ -79,26 +79,9 @@ pub(crate) async fn answer(
             return Ok(answer);
         }
     };
-    let routing = worker.shared.routing.load();
-    let position = routing.table.position(&table::Request {
-        tls: client.tls.is_some(),
-        port: client.local.port(),
-        host: head.host.as_str(),
-        method: parts.method.as_str(),
-        path: head.path(),
-        headers: &Asked(&parts.headers),
-    });
-    let lane = position.and_then(|position| routing.lane(position)).inspect(|lane| lane.fetch()).cloned();
-    drop(routing);
-    let Some(lane) = lane else {
-        add(&worker.shared.counts.unrouted, 1);
-        let mut answer = own(StatusCode::from_u16(NO_ROUTE).unwrap_or(StatusCode::SERVICE_UNAVAILABLE));
-        if let Some(log) = worker.log.as_ref().filter(|log| log.samples() || NO_ROUTE >= 500) {
-            let mut entry = log.request(&client, Wish::new(&parts, Some((&head.host, &head.target))));
-            entry.reason = Some("no-route");
-            answer = logged(answer, begun, entry);
-        }
-        return Ok(answer);
+    let lane = match find(&worker, &client, &parts, &head) {
+        Ok(lane) => lane,
+        Err(lost) => return Ok(lost.answer(&worker, &client, &parts, &head, begun)),
     };
     lane.counts.begin();
     let mut account = Account::new(Some(Arc::clone(&lane)), begun);
@@ -131,6 +114,65 @@ pub(crate) async fn answer(
     };
     let answer = exchange.run(&mut parts, body, account).await;
     Ok(answer)
+}
+
+/// Why a request has no route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lost {
+    NoRoute,
+    /// The TLS that it came by has been passed through since: by another connection, it would be.
+    Misdirected,
+}
+
+impl Lost {
+    fn answer(self, worker: &Worker, client: &Client, parts: &Parts, head: &Head, begun: Instant) -> Response<AnswerBody> {
+        add(&worker.shared.counts.unrouted, 1);
+        let (status, reason) = match self {
+            Self::NoRoute => (StatusCode::from_u16(NO_ROUTE).unwrap_or(StatusCode::SERVICE_UNAVAILABLE), "no-route"),
+            // May be sent again, by another connection (RFC 9110, 15.5.20).
+            Self::Misdirected => (StatusCode::MISDIRECTED_REQUEST, "misdirected"),
+        };
+        let mut answer = own(status);
+        if self == Self::Misdirected && parts.version < Version::HTTP_2 {
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        match worker.log.as_ref().filter(|log| log.samples() || status.is_server_error()) {
+            Some(log) => {
+                let mut entry = log.request(client, Wish::new(parts, Some((&head.host, &head.target))));
+                entry.reason = Some(reason);
+                logged(answer, begun, entry)
+            }
+            None => answer,
+        }
+    }
+}
+
+/// The route that a request takes.
+fn find(worker: &Worker, client: &Client, parts: &Parts, head: &Head) -> Result<Arc<Lane>, Lost> {
+    let asked = table::Request {
+        tls: client.tls.is_some(),
+        port: client.local.port(),
+        host: head.host.as_str(),
+        method: parts.method.as_str(),
+        path: head.path(),
+        headers: &Asked(&parts.headers),
+    };
+    let find_in = |routing: &Routing| {
+        let lane = routing.table.position(&asked).and_then(|position| routing.lane(position));
+        lane.inspect(|lane| lane.fetch()).cloned()
+    };
+    let routing = worker.shared.routing.load();
+    let opened_by = client.tls.as_ref().and_then(|tls| tls.opened_by.take());
+    if let Some(lane) = find_in(&routing) {
+        return Ok(lane);
+    }
+    match &client.tls {
+        // Who opened it while it ended here, and has asked for nothing yet, cannot know better.
+        Some(tls) if routing.table.position_tls(tls.sni.as_deref(), client.local.port()).is_some() => {
+            opened_by.as_deref().and_then(find_in).ok_or(Lost::Misdirected)
+        }
+        _ => Err(Lost::NoRoute),
+    }
 }
 
 /// An answer of no route.

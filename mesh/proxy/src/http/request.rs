@@ -1,6 +1,11 @@
 //! What a route's filters do to a request on its way.
 
-use std::{cell::OnceCell, fmt::Write as _, net::SocketAddr};
+use std::{
+    cell::{OnceCell, RefCell},
+    fmt::Write as _,
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
@@ -13,7 +18,7 @@ use swarmesh_router::model::{
 };
 
 use super::head::Head;
-use crate::auth::Refusal;
+use crate::{auth::Refusal, routing::Routing};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -70,6 +75,8 @@ pub(crate) struct ClientTls {
     pub(crate) is_verified: bool,
     /// `TLSv1.3`
     pub(crate) version: &'static str,
+    /// What said that the TLS ends here, until the first request has come: the name may be passed through meanwhile.
+    pub(crate) opened_by: RefCell<Option<Arc<Routing>>>,
 }
 
 /// A request that a filter answers itself.

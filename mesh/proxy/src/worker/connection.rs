@@ -1,6 +1,6 @@
 //! A client's connection, from its first byte on.
 
-use std::{net::SocketAddr, rc::Rc};
+use std::{cell::RefCell, net::SocketAddr, rc::Rc};
 
 use bytes::BytesMut;
 use socket2::SockRef;
@@ -88,11 +88,11 @@ async fn open_or_pass(worker: &Rc<Worker>, mut stream: Rewound<TcpStream>, mut c
             return None;
         }
     };
-    let routing = worker.shared.routing.load();
+    let routing = worker.shared.routing();
     let lane = routing.table.position_tls(hello.sni.as_deref(), client.local.port()).and_then(|position| routing.lane(position)).cloned();
-    drop(routing);
     if let Some(lane) = lane {
         add(&worker.shared.counts.passed_tls, 1);
+        drop(routing);
         pass(worker, &lane, &client, stream, Some(hello)).await;
         return None;
     }
@@ -106,7 +106,8 @@ async fn open_or_pass(worker: &Rc<Worker>, mut stream: Rewound<TcpStream>, mut c
             let session = stream.session();
             let versions = if tls::is_http2(session) { Versions::Http2 } else { Versions::Http1 };
             let version = tls::version_name(session);
-            client.tls = Some(ClientTls { sni: hello.sni, is_verified: tls::has_client_certificate(session), version });
+            let (is_verified, opened_by) = (tls::has_client_certificate(session), RefCell::new(Some(routing)));
+            client.tls = Some(ClientTls { sni: hello.sni, is_verified, version, opened_by });
             Some(Opened::Tls(Box::new(stream), client, versions))
         }
         Err(error) => {
