@@ -4,7 +4,7 @@
 //! gossip holds it for lost after five or six, and takes the ways to its tasks out of every overlay: from then on, nothing that is sent
 //! to them leaves this node. So that is watched, and new connections go elsewhere at once.
 //!
-//! Only what was there and went counts. A way that was never seen says nothing: some networks have no such ways.
+//! Only what was there and went counts. A way that was never there says nothing: some networks have no such ways.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -55,6 +55,8 @@ pub struct Overlays {
     next_number: u64,
     /// When to look for overlays that are not there yet, and the pause after that.
     search: Option<(Instant, Duration)>,
+    /// Overlays whose ways are to be read back, one a turn.
+    unread: BTreeSet<NetworkId>,
     /// What was handed out as unreachable.
     told: BTreeMap<NetworkId, BTreeSet<IpAddr>>,
     changed: BTreeSet<NetworkId>,
@@ -66,7 +68,30 @@ struct Overlay {
     path: PathBuf,
     id: NetnsId,
     monitor: NeighbourMonitor,
+    /// Where it leads, as far as is known.
+    there: BTreeSet<IpAddr>,
+    /// Where it has led.
     gone: BTreeSet<IpAddr>,
+}
+
+impl Overlay {
+    fn note(&mut self, address: IpAddr, is_there: bool) {
+        if is_there {
+            self.gone.remove(&address);
+            self.there.insert(address);
+        } else if self.there.remove(&address) {
+            self.gone.insert(address);
+        }
+    }
+
+    /// Makes up for what was missed.
+    fn read_back(&mut self) -> Result<(), KernelError> {
+        let present = self.monitor.present()?;
+        self.gone.extend(self.there.difference(&present));
+        self.gone.retain(|address| !present.contains(address));
+        self.there = present;
+        Ok(())
+    }
 }
 
 impl fmt::Debug for Overlays {
@@ -96,6 +121,7 @@ impl Overlays {
             watched: BTreeMap::new(),
             next_number: 0,
             search: None,
+            unread: BTreeSet::new(),
             told: BTreeMap::new(),
             changed: BTreeSet::new(),
             tell_at: None,
@@ -145,17 +171,19 @@ impl Overlays {
                 self.search = Some((now + pause, pause * 2));
             }
         }
+        if let Some(network) = self.unread.pop_first() {
+            self.read_back(&network, now);
+        }
         let changes = if self.tell_at.take_if(|at| *at <= now).is_some() { self.tell() } else { Vec::new() };
-        (changes, self.search.map(|(at, _)| at).into_iter().chain(self.tell_at).min())
+        let more = (!self.unread.is_empty()).then_some(now);
+        (changes, self.search.map(|(at, _)| at).into_iter().chain(self.tell_at).chain(more).min())
     }
 
-    /// Reads everything back: what events were missed is made up for.
+    /// Begins to read everything back, which [`Self::run_due`] goes on with: what events were missed is made up for.
     pub fn audit(&mut self, now: Instant) {
         self.leave_replaced(now);
         self.look();
-        for network in self.watched.keys().cloned().collect::<Vec<_>>() {
-            self.reread(&network, now);
-        }
+        self.unread.extend(self.watched.keys().cloned());
     }
 
     fn hurry(&mut self, now: Instant) {
@@ -188,7 +216,8 @@ impl Overlays {
     }
 
     fn join(&mut self, network: &NetworkId, path: PathBuf) -> Result<(), KernelError> {
-        let monitor = self.kernel.open_neighbours(&path)?;
+        let mut monitor = self.kernel.open_neighbours(&path)?;
+        let there = monitor.present()?;
         let id = self.kernel.identity(&path)?;
         let number = self.next_number;
         let action = || format!("watch {}", path.display());
@@ -196,7 +225,7 @@ impl Overlays {
             .add(&monitor, EpollEvent::new(EpollFlags::EPOLLIN, number))
             .map_err(|errno| KernelError::from_errno(action(), errno as i32))?;
         self.next_number += 1;
-        self.watched.insert(network.clone(), Overlay { number, path, id, monitor, gone: BTreeSet::new() });
+        self.watched.insert(network.clone(), Overlay { number, path, id, monitor, there, gone: BTreeSet::new() });
         Ok(())
     }
 
@@ -231,12 +260,8 @@ impl Overlays {
         let mut missed = false;
         for event in events {
             match event {
-                NeighbourEvent::Gone(address) => {
-                    overlay.gone.insert(address);
-                }
-                NeighbourEvent::There(address) => {
-                    overlay.gone.remove(&address);
-                }
+                NeighbourEvent::Gone(address) => overlay.note(address, false),
+                NeighbourEvent::There(address) => overlay.note(address, true),
                 NeighbourEvent::Ended => {
                     self.leave(network, now);
                     self.hurry(now);
@@ -246,22 +271,21 @@ impl Overlays {
             }
         }
         if missed {
-            self.reread(network, now);
+            self.read_back(network, now);
         }
         self.note(network, now);
     }
 
-    /// Takes back what has come again unnoticed.
-    fn reread(&mut self, network: &NetworkId, now: Instant) {
-        let Some(overlay) = self.watched.get_mut(network).filter(|overlay| !overlay.gone.is_empty()) else { return };
-        match overlay.monitor.present() {
-            Ok(present) => overlay.gone.retain(|address| !present.contains(address)),
+    fn read_back(&mut self, network: &NetworkId, now: Instant) {
+        let Some(overlay) = self.watched.get_mut(network) else { return };
+        match overlay.read_back() {
+            Ok(()) => self.note(network, now),
             Err(error) => {
                 tracing::debug!(%network, %error, "an overlay's ways are not known");
-                overlay.gone.clear();
+                self.leave(network, now);
+                self.hurry(now);
             }
         }
-        self.note(network, now);
     }
 
     fn note(&mut self, network: &NetworkId, now: Instant) {

@@ -579,6 +579,24 @@ const ROWS: &[Row<Site>] = &[
             none_failed(load)
         },
     ),
+    ("L7 a host goes from one service to another that claimed it, too, 100 requests a second through all nodes: 0 failed", |site| {
+        let blue = ROLLING.replace("replicas: 6", "replicas: 2");
+        let green = blue.replace("rolling:", "green:").replace("example/rolling", "example/green");
+        site.deploy(&blue, "", &[])?;
+        let load = Load::start_for(site.client.namespace(), every_node(80), Some("rolling.local"), 100)?;
+        let (mut here, mut there) = (("rolling", &blue), ("green", &green));
+        for _ in 0..2 {
+            site.lab.deploy(&stack(&format!("{blue}{green}"), ""))?;
+            site.wait_for_tasks(there.0, 2)?;
+            site.client.ask(0, "rolling.local", "/")?.is_of(here.0)?;
+            site.lab.lab(&["rm", &format!("t_{}", here.0)])?;
+            site.lab.wait("the other service answers everywhere", || {
+                Ok((0..3).all(|index| site.client.ask(index, "rolling.local", "/").is_ok_and(|answer| answer.is_of(there.0).is_ok())))
+            })?;
+            (here, there) = (there, here);
+        }
+        none_failed(load)
+    }),
     ("L4 a WebSocket to a leaving task lives until its drain is over; new requests avoid it", |site| {
         let services = ROLLING.replace("replicas: 6", "replicas: 3").replace("WHOAMI_TCP: 8080", "WHOAMI_TCP: 8080, WHOAMI_LINGER: 5");
         site.deploy(&services, "", &[])?;

@@ -1,6 +1,7 @@
 //! The engine's own loop.
 
 use std::{
+    collections::BTreeSet,
     future::pending,
     io,
     net::IpAddr,
@@ -266,15 +267,13 @@ impl<P: Plane> Worker<P> {
 
     /// That the way to a task goes which has ended is no news.
     fn log_reach(&self, changes: &[Reach]) {
-        let snapshot = self.planner.snapshot();
         for (reachable, what) in
             [(false, "no overlay leads to these tasks any more, so others get what is new"), (true, "these tasks are reached again")]
         {
-            let is_it = |task: &Task, change: &Reach| {
-                change.reachable == reachable && task.address_in(&change.network).any(|a| a == change.address)
-            };
-            let concerned = snapshot.tasks.values().filter(|task| task.is_usable() && changes.iter().any(|change| is_it(task, change)));
-            let tasks: Vec<&str> = concerned.map(|task| &*task.name).collect();
+            let places: BTreeSet<_> = changes.iter().filter(|c| c.reachable == reachable).map(|c| (&c.network, c.address)).collect();
+            let is_there = |task: &Task| task.addresses.iter().any(|a| places.contains(&(&a.network, a.address)));
+            let all = self.planner.snapshot().tasks.values();
+            let tasks: Vec<&str> = all.filter(|task| task.is_usable() && is_there(task)).map(|task| &*task.name).collect();
             if !tasks.is_empty() {
                 tracing::info!(?tasks, "{what}");
             }

@@ -156,8 +156,11 @@ fn what_was_missed_is_made_up_for() {
     view.set_peer(address(3), false, true);
     let told = BTreeSet::from_iter(world.second());
     assert_eq!(told, BTreeSet::from([(3, false), (4, true)]));
-    // What went unnoticed is the managers' to tell: a way that was never seen says nothing.
+    // That a way went unnoticed, too; one that was never there is none.
     view.set_peer(address(5), false, false);
-    world.overlays.audit(world.now);
+    view.set_peer(address(9), true, false);
+    view.set_peer(address(9), false, true);
     assert_eq!(world.second(), []);
+    world.overlays.audit(world.now);
+    assert_eq!(world.second(), [(5, false)]);
 }
