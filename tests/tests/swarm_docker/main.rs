@@ -527,7 +527,6 @@ const ROWS: &[Row<Swarm>] = &[
         ensure!(swarm.containers("web")?.iter().any(|c| c.node == 2), "n3 has no task of web");
         let before = (lost_ways(swarm, 0, "web")?, lost_ways(swarm, 1, "web")?);
         swarm.lab.borrow().signal_engine(2, Signal::SIGSTOP)?;
-        let noticed = swarm.wait("status says disconnected", 40, || Ok(swarm.status(2)?["source"]["connected"] == false));
         // E33: the managers hold the node for down after fifteen seconds; the others' overlays have lost it long before.
         let lost = swarm.wait("the others have lost the ways to the node", 20, || {
             Ok(lost_ways(swarm, 0, "web")? > before.0 && lost_ways(swarm, 1, "web")? > before.1)
@@ -537,6 +536,7 @@ const ROWS: &[Row<Swarm>] = &[
             sleep(Duration::from_secs(3));
             none_failed(load)
         });
+        let noticed = swarm.wait("status says disconnected", 40, || Ok(swarm.status(2)?["source"]["connected"] == false));
         let kept = (0..6).try_for_each(|_| get_in(&swarm.client(1), at(node_address(2), 7012)).map(drop));
         let outcome = clients.stop();
         swarm.lab.borrow().signal_engine(2, Signal::SIGCONT)?;
