@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod balancer;
+mod directory;
 mod error;
 mod layout;
 mod names;

@@ -18,13 +18,13 @@ use std::{
 
 use nix::sys::{
     epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
-    inotify::{AddWatchFlags, InitFlags, Inotify},
+    inotify::{AddWatchFlags, Inotify},
 };
 use swarmesh_kernel::{Kernel, KernelError, NeighbourEvent, NeighbourMonitor, NetnsId};
 use swarmesh_model::NetworkId;
 
-/// The number by which the watch knows the directory of namespaces; overlays count from 0.
-const DIRECTORY: u64 = u64::MAX;
+use crate::directory::{self, DIRECTORY};
+
 /// How long changes are gathered: a node's ways go one by one, and an overlay that is taken down loses them first.
 const GATHER: Duration = Duration::from_millis(100);
 /// Docker makes a namespace's file before it mounts the namespace on it, and the overlay's interface after that; of neither is
@@ -104,11 +104,7 @@ impl Overlays {
     /// `netns_dir`: where Docker keeps its namespaces.
     pub fn new(kernel: Arc<dyn Kernel>, netns_dir: PathBuf) -> nix::Result<Self> {
         let watch = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let directory = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).and_then(|inotify| {
-            inotify.add_watch(&netns_dir, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE)?;
-            watch.add(&inotify, EpollEvent::new(EpollFlags::EPOLLIN, DIRECTORY))?;
-            Ok(inotify)
-        });
+        let directory = directory::watch(&watch, &netns_dir, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE);
         let directory = directory
             .inspect_err(|error| tracing::debug!(directory = %netns_dir.display(), %error, "new overlays are found by the audit only"))
             .ok();
@@ -151,10 +147,7 @@ impl Overlays {
         let Ok(count) = self.watch.wait(&mut ready, 0u8) else { return };
         for event in &ready[..count] {
             if event.data() == DIRECTORY {
-                if let Some(directory) = &self.directory {
-                    // What is in the events does not matter, only that they are read.
-                    while directory.read_events().is_ok() {}
-                }
+                directory::read(self.directory.as_ref());
                 self.leave_replaced(now);
                 self.hurry(now);
             } else if let Some(network) = self.watched.iter().find(|(_, o)| o.number == event.data()).map(|(network, _)| network.clone()) {

@@ -48,7 +48,7 @@ pub struct NeighbourMonitor {
 enum Source {
     Netlink {
         events: NetlinkSocket,
-        route: RouteSocket,
+        ns: Netns,
         /// Numbers of the interfaces that are the overlay's.
         interfaces: Vec<u32>,
     },
@@ -67,13 +67,12 @@ impl NeighbourMonitor {
             .and_then(|()| socket.add_membership(libc::RTNLGRP_NEIGH))
             .and_then(|()| socket.add_membership(libc::RTNLGRP_LINK))
             .map_err(|source| KernelError::from_errno(action(), source.raw_os_error().unwrap_or_default()))?;
-        let mut route = RouteSocket::open(ns)?;
-        let links = route.links()?;
+        let links = RouteSocket::open(ns)?.links()?;
         let interfaces: Vec<u32> = links.iter().filter(|link| link.kind.as_deref() == Some("vxlan")).map(|link| link.index).collect();
         if interfaces.is_empty() {
             return Err(KernelError::NotFound { action: action() });
         }
-        Ok(Self { source: Source::Netlink { events, route, interfaces } })
+        Ok(Self { source: Source::Netlink { events, ns: ns.clone(), interfaces } })
     }
 
     /// A monitor whose events come from the returned feed, and whose neighbours are those of the set.
@@ -93,7 +92,8 @@ impl NeighbourMonitor {
     /// Where the overlay leads now.
     pub fn present(&mut self) -> Result<BTreeSet<IpAddr>, KernelError> {
         match &mut self.source {
-            Source::Netlink { route, interfaces, .. } => Ok(route.permanent_neighbours(interfaces)?.into_iter().collect()),
+            // Seldom: a socket of its own for that has buffers, and there is one of these for each overlay.
+            Source::Netlink { ns, interfaces, .. } => Ok(RouteSocket::open(ns)?.permanent_neighbours(interfaces)?.into_iter().collect()),
             Source::Fed(_, present) => Ok(present.lock().unwrap_or_else(PoisonError::into_inner).clone()),
         }
     }

@@ -3,7 +3,13 @@
 
 mod common;
 
-use std::{collections::BTreeSet, net::IpAddr, path::Path};
+use std::{
+    collections::BTreeSet,
+    io::Write as _,
+    net::IpAddr,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use common::Scratch;
 use swarmesh_kernel::{Kernel, KernelError, LinuxKernel, NeighbourEvent, NeighbourMonitor, fake::FakeKernel};
@@ -63,4 +69,30 @@ fn overlays_agree() {
         Step::Peer(address, false) => drop(scratch.run(&format!("ip neigh del {address} dev vxlan0"))),
     });
     assert_eq!(taught, real, "fake (left) and real kernel (right) differ");
+}
+
+/// A node with thousands of tasks goes while nobody reads: what is left of the messages ends in a loss, and reading back says the rest.
+#[test]
+fn more_changes_than_a_socket_holds_are_told_as_a_loss() {
+    const PEERS: u32 = 6000;
+    let Some(scratch) = Scratch::new() else { return };
+    let batch = |verb: &str, last: &str| {
+        let lines = (0..PEERS).map(|n| format!("neigh {verb} 10.7.{}.{} {last} dev vxlan0\n", n / 250, n % 250 + 2)).collect::<String>();
+        let mut command = Command::new("ip");
+        let mut child = scratch.ns.spawn(command.args(["-batch", "-"]).stdin(Stdio::piped())).unwrap();
+        child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success());
+    };
+    scratch.run("ip link add vxlan0 type vxlan id 4097 dstport 4789");
+    scratch.run("ip link set vxlan0 up");
+    batch("add", "lladdr 02:42:0a:00:01:03 nud permanent");
+    let mut monitor = LinuxKernel.open_neighbours(&scratch.path()).unwrap();
+    assert_eq!(monitor.present().unwrap().len(), PEERS as usize);
+    batch("del", "");
+    let told = monitor.read_events().unwrap();
+    assert!(told.contains(&NeighbourEvent::Lost), "all {} were told", told.len());
+    assert_eq!(monitor.present().unwrap(), BTreeSet::new());
+    // It goes on after that.
+    scratch.run("ip neigh add 10.7.0.2 lladdr 02:42:0a:00:01:03 dev vxlan0 nud permanent");
+    assert_eq!(monitor.read_events().unwrap(), [NeighbourEvent::There([10, 7, 0, 2].into())]);
 }

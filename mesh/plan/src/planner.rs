@@ -206,7 +206,8 @@ impl Planner {
         let unreachable = Arc::make_mut(&mut self.unreachable);
         for (network, address, reachable) in changes {
             let key = (network.clone(), address);
-            if if reachable { unreachable.remove(&key) } else { unreachable.insert(key) } {
+            let is_news = if reachable { unreachable.remove(&key) } else { unreachable.insert(key) };
+            if is_news {
                 changed.entry(address).or_default().push(network);
             }
         }

@@ -3,7 +3,7 @@
 use std::{
     fmt, io,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -50,7 +50,7 @@ pub struct Foothold {
 
 #[derive(Debug)]
 struct Standing {
-    sandbox: PathBuf,
+    sandbox: Arc<Path>,
     /// Since when no route leads there, or nobody stands there.
     left: Option<Instant>,
 }
@@ -61,9 +61,9 @@ impl Foothold {
         let before = self.standing.load();
         let standing = match (before.as_deref(), sandbox) {
             (None, None) | (Some(Standing { left: Some(_), .. }), None) => return,
-            (Some(Standing { sandbox, left: None }), Some(wanted)) if *sandbox == wanted => return,
-            (_, Some(sandbox)) => Standing { sandbox, left: None },
-            (Some(Standing { sandbox, .. }), None) => Standing { sandbox: sandbox.clone(), left: Some(now) },
+            (Some(Standing { sandbox, left: None }), Some(wanted)) if **sandbox == *wanted => return,
+            (_, Some(sandbox)) => Standing { sandbox: sandbox.into(), left: None },
+            (Some(Standing { sandbox, .. }), None) => Standing { sandbox: Arc::clone(sandbox), left: Some(now) },
         };
         self.standing.store(Some(Arc::new(standing)));
         // Whoever sees the new number sees the new namespace.
@@ -71,10 +71,10 @@ impl Foothold {
     }
 
     /// Where sockets are opened. What was left a moment ago is still there for requests that found their way before.
-    pub fn sandbox(&self, now: Instant) -> Option<PathBuf> {
+    pub fn sandbox(&self, now: Instant) -> Option<Arc<Path>> {
         let standing = self.standing.load();
         let is_there = |standing: &&Standing| standing.left.is_none_or(|since| now.saturating_duration_since(since) < LAST);
-        standing.as_deref().filter(is_there).map(|standing| standing.sandbox.clone())
+        standing.as_deref().filter(is_there).map(|standing| Arc::clone(&standing.sandbox))
     }
 
     /// It may be there for a moment, and no longer.
@@ -86,7 +86,7 @@ impl Foothold {
 /// Opens sockets in namespaces. What it returns is not connected and does not block.
 pub trait Dialer: fmt::Debug + Send + Sync {
     /// `sandbox` is a namespace's file, or `None` for the process's own.
-    fn socket(&self, sandbox: Option<&std::path::Path>, to: SocketAddr) -> io::Result<Socket>;
+    fn socket(&self, sandbox: Option<&Path>, to: SocketAddr) -> io::Result<Socket>;
 }
 
 /// Opens sockets where the process is, for backends that need no other place.
@@ -94,7 +94,7 @@ pub trait Dialer: fmt::Debug + Send + Sync {
 pub struct OwnNamespace;
 
 impl Dialer for OwnNamespace {
-    fn socket(&self, sandbox: Option<&std::path::Path>, to: SocketAddr) -> io::Result<Socket> {
+    fn socket(&self, sandbox: Option<&Path>, to: SocketAddr) -> io::Result<Socket> {
         if sandbox.is_some() {
             return Err(io::ErrorKind::Unsupported.into());
         }
@@ -237,7 +237,7 @@ mod tests {
     fn a_foothold_is_left_a_moment_later() {
         let (foothold, now) = (Foothold::default(), Instant::now());
         let (one, other) = (PathBuf::from("one"), PathBuf::from("other"));
-        let stands = |at: u64| foothold.sandbox(now + Duration::from_millis(at));
+        let stands = |at: u64| foothold.sandbox(now + Duration::from_millis(at)).map(|path| path.to_path_buf());
         let changes = || foothold.changes.load(Ordering::Relaxed);
         assert!(stands(0).is_none() && foothold.has_left());
         foothold.set(None, now);

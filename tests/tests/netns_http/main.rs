@@ -48,6 +48,14 @@ const ROLLING: &str = r#"
           com.docker.lb.backend_mode: task
 "#;
 
+/// The same service with two replicas, these labels in the place of its own, and more ports and networks to name in them.
+fn labelled(labels: &[(&str, &str)], environment: &str, networks: &str) -> String {
+    let labels: String = labels.iter().map(|(name, value)| format!("          {name}: {value:?}\n")).collect();
+    let (service, _) = ROLLING.split_once("          com.docker").unwrap_or((ROLLING, ""));
+    let service = service.replace("WHOAMI_TCP: 8080", environment).replace("[demo]", &format!("[{networks}]"));
+    format!("{}{labels}", service.replace("replicas: 6", "replicas: 2"))
+}
+
 const ROWS: &[Row<Site>] = &[
     ("HRM1 http: every node answers for the domain, by all replicas in turn", |site| {
         site.deploy(SESSION_EXAMPLE, BACK_END, DOMAIN)?;
@@ -488,12 +496,8 @@ const ROWS: &[Row<Site>] = &[
             &[("com.docker.ucp.mesh.http.1", "external_route=sni://demo.local,internal_port=8443")],
         ];
         let pem = site.certificates.pem("demo.local")?;
-        let services = |labels: &[(&str, &str)]| {
-            let labels: String = labels.iter().map(|(name, value)| format!("          {name}: {value:?}\n")).collect();
-            let (service, _) = ROLLING.split_once("          com.docker").unwrap_or((ROLLING, ""));
-            let service = service.replace("WHOAMI_TCP: 8080", &format!("WHOAMI_TCP: \"8080,8443\", WHOAMI_TLS: {pem:?}"));
-            format!("{service}{labels}").replace("replicas: 6", "replicas: 2").replace("[demo]", "[demo, ucp-hrm]")
-        };
+        let environment = format!("WHOAMI_TCP: \"8080,8443\", WHOAMI_TLS: {pem:?}");
+        let services = |labels| labelled(labels, &environment, "demo, ucp-hrm");
         site.deploy(&services(says[0]), "", &[])?;
         let load = Handshakes::start(site)?;
         for turn in (0..4).cycle().take(16) {
@@ -534,66 +538,6 @@ const ROWS: &[Row<Site>] = &[
             site.lab.lab(&["scale", &format!("t_rolling={count}")])?;
             site.wait_for_tasks("rolling", count)?;
             sleep(Duration::from_millis(500));
-        }
-        none_failed(load)
-    }),
-    (
-        "L6 from one dialect to the next and back, by tasks and by VIP, in three networks, 100 requests a second through all nodes: 0 failed",
-        |site| {
-            let says: [&[(&str, &str)]; 7] = [
-                &[("com.docker.lb.hosts", "rolling.local"), ("com.docker.lb.port", "8080"), ("com.docker.lb.network", "demo")],
-                &[
-                    ("com.docker.lb.hosts", "rolling.local"),
-                    ("com.docker.lb.port", "8080"),
-                    ("com.docker.lb.backend_mode", "vip"),
-                    ("com.docker.lb.network", "proxy"),
-                ],
-                &[("com.docker.ucp.mesh.http.1", "external_route=http://rolling.local,internal_port=8080")],
-                &[("com.df.notify", "true"), ("com.df.serviceDomain", "rolling.local"), ("com.df.port", "8080")],
-                &[
-                    ("com.docker.lb.hosts", "rolling.local"),
-                    ("com.docker.lb.port", "8081"),
-                    ("com.docker.lb.sticky_session_cookie", "s"),
-                    ("com.docker.lb.network", "demo"),
-                ],
-                &[("swarmesh.http.all.host", "rolling.local"), ("swarmesh.http.all.port", "8080"), ("swarmesh.http.all.network", "proxy")],
-                &[("com.docker.ucp.mesh.http.1", "external_route=http://rolling.local,internal_port=8081,sticky_sessions=s")],
-            ];
-            let services = |labels: &[(&str, &str)]| {
-                let labels: String = labels.iter().map(|(name, value)| format!("          {name}: {value:?}\n")).collect();
-                let (service, _) = ROLLING.split_once("          com.docker").unwrap_or((ROLLING, ""));
-                let service = service.replace("WHOAMI_TCP: 8080", "WHOAMI_TCP: \"8080,8081\"").replace("[demo]", "[demo, ucp-hrm, proxy]");
-                format!("{service}{labels}").replace("replicas: 6", "replicas: 2")
-            };
-            site.deploy(&services(says[0]), "", &[])?;
-            let before: Vec<_> = site.lab.tasks("rolling")?.iter().map(|t| t["id"].clone()).collect();
-            let load = Load::start_for(site.client.namespace(), every_node(80), Some("rolling.local"), 100)?;
-            for turn in 1..=21usize {
-                // Each comes after each of the others.
-                let now = says[(turn * turn.div_ceil(7)) % says.len()];
-                site.lab.deploy(&stack(&services(now), ""))?;
-                sleep(Duration::from_millis(300));
-            }
-            let after: Vec<_> = site.lab.tasks("rolling")?.iter().map(|t| t["id"].clone()).collect();
-            ensure!(before == after, "labels of a service are no reason to replace its tasks");
-            none_failed(load)
-        },
-    ),
-    ("L7 a host goes from one service to another that claimed it, too, 100 requests a second through all nodes: 0 failed", |site| {
-        let blue = ROLLING.replace("replicas: 6", "replicas: 2");
-        let green = blue.replace("rolling:", "green:").replace("example/rolling", "example/green");
-        site.deploy(&blue, "", &[])?;
-        let load = Load::start_for(site.client.namespace(), every_node(80), Some("rolling.local"), 100)?;
-        let (mut here, mut there) = (("rolling", &blue), ("green", &green));
-        for _ in 0..2 {
-            site.lab.deploy(&stack(&format!("{blue}{green}"), ""))?;
-            site.wait_for_tasks(there.0, 2)?;
-            site.client.ask(0, "rolling.local", "/")?.is_of(here.0)?;
-            site.lab.lab(&["rm", &format!("t_{}", here.0)])?;
-            site.lab.wait("the other service answers everywhere", || {
-                Ok((0..3).all(|index| site.client.ask(index, "rolling.local", "/").is_ok_and(|answer| answer.is_of(there.0).is_ok())))
-            })?;
-            (here, there) = (there, here);
         }
         none_failed(load)
     }),
@@ -653,6 +597,63 @@ const ROWS: &[Row<Site>] = &[
             ensure!(socket.ends_within(Duration::from_secs(40))?, "{}: the client still waits after {:?}", socket.task, start.elapsed());
         }
         Ok(())
+    }),
+    (
+        "L6 from one dialect to the next and back, by tasks and by VIP, in three networks, 100 requests a second through all nodes: 0 failed",
+        |site| {
+            let says: [&[(&str, &str)]; 7] = [
+                &[("com.docker.lb.hosts", "rolling.local"), ("com.docker.lb.port", "8080"), ("com.docker.lb.network", "demo")],
+                &[
+                    ("com.docker.lb.hosts", "rolling.local"),
+                    ("com.docker.lb.port", "8080"),
+                    ("com.docker.lb.backend_mode", "vip"),
+                    ("com.docker.lb.network", "proxy"),
+                ],
+                &[("com.docker.ucp.mesh.http.1", "external_route=http://rolling.local,internal_port=8080")],
+                &[("com.df.notify", "true"), ("com.df.serviceDomain", "rolling.local"), ("com.df.port", "8080")],
+                &[
+                    ("com.docker.lb.hosts", "rolling.local"),
+                    ("com.docker.lb.port", "8081"),
+                    ("com.docker.lb.sticky_session_cookie", "s"),
+                    ("com.docker.lb.network", "demo"),
+                ],
+                &[("swarmesh.http.all.host", "rolling.local"), ("swarmesh.http.all.port", "8080"), ("swarmesh.http.all.network", "proxy")],
+                &[("com.docker.ucp.mesh.http.1", "external_route=http://rolling.local,internal_port=8081,sticky_sessions=s")],
+            ];
+            let services = |labels| labelled(labels, "WHOAMI_TCP: \"8080,8081\"", "demo, ucp-hrm, proxy");
+            site.deploy(&services(says[0]), "", &[])?;
+            let before: Vec<_> = site.lab.tasks("rolling")?.iter().map(|t| t["id"].clone()).collect();
+            let load = Load::start_for(site.client.namespace(), every_node(80), Some("rolling.local"), 100)?;
+            for turn in 1..=21usize {
+                // Each comes after each of the others.
+                let now = says[(turn * turn.div_ceil(7)) % says.len()];
+                site.lab.deploy(&stack(&services(now), ""))?;
+                sleep(Duration::from_millis(300));
+            }
+            let after: Vec<_> = site.lab.tasks("rolling")?.iter().map(|t| t["id"].clone()).collect();
+            ensure!(before == after, "labels of a service are no reason to replace its tasks");
+            none_failed(load)
+        },
+    ),
+    ("L7 a host goes from one service to another by way of both, 100 requests a second through all nodes: 0 failed", |site| {
+        let blue = ROLLING.replace("replicas: 6", "replicas: 2");
+        let green = blue.replace("rolling:", "green:").replace("example/rolling", "example/green");
+        site.deploy(&blue, "", &[])?;
+        let load = Load::start_for(site.client.namespace(), every_node(80), Some("rolling.local"), 100)?;
+        let (mut here, mut there) = (("rolling", &blue), ("green", &green));
+        for _ in 0..2 {
+            site.lab.deploy(&stack(&format!("{blue}{green}"), ""))?;
+            site.wait_for_tasks(there.0, 2)?;
+            let answer = |services: &[&str]| {
+                let mut shares = (0..3).map(|index| site.client.shares(index, "rolling.local", 8));
+                shares.try_fold(true, |all, shares| Ok(all && shares?.keys().eq(services)))
+            };
+            site.lab.wait("both services answer everywhere", || answer(&["green", "rolling"]))?;
+            site.lab.lab(&["rm", &format!("t_{}", here.0)])?;
+            site.lab.wait("the other service answers everywhere, and alone", || answer(&[there.0]))?;
+            (here, there) = (there, here);
+        }
+        none_failed(load)
     }),
 ];
 

@@ -149,8 +149,8 @@ impl<P: Plane> Worker<P> {
     }
 
     pub(super) async fn run(mut self, mut updates: mpsc::Receiver<Update>, mut commands: mpsc::Receiver<Command>) {
-        let events = watch(self.plane.events());
-        let ways = watch(self.overlays.as_ref().map(Overlays::events));
+        let events = watch(self.plane.events(), "foreign changes are noticed by the audit only");
+        let ways = watch(self.overlays.as_ref().map(Overlays::events), "lost ways are noticed by the audit only");
         let start = tokio::time::Instant::now();
         let mut audit = interval_at(start + self.settings.audit_every, self.settings.audit_every);
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -593,12 +593,9 @@ fn tell(shared: &Shared, written: Result<(), StoreError>) {
 }
 
 #[expect(deprecated, reason = "the new constructors are unsafe for types that may close their descriptor early; an OwnedFd does not")]
-fn watch(events: Option<BorrowedFd<'_>>) -> Option<AsyncFd<OwnedFd>> {
+fn watch(events: Option<BorrowedFd<'_>>, without: &str) -> Option<AsyncFd<OwnedFd>> {
     let events = events?.try_clone_to_owned();
-    events
-        .and_then(|fd| AsyncFd::with_interest(fd, Interest::READABLE))
-        .inspect_err(|error| tracing::warn!(%error, "foreign changes are noticed by the audit only"))
-        .ok()
+    events.and_then(|fd| AsyncFd::with_interest(fd, Interest::READABLE)).inspect_err(|error| tracing::warn!(%error, "{without}")).ok()
 }
 
 async fn at(moment: Option<Instant>) {

@@ -28,7 +28,7 @@ use std::{
 
 use nix::sys::{
     epoll::{Epoll, EpollCreateFlags},
-    inotify::Inotify,
+    inotify::{AddWatchFlags, Inotify},
 };
 use swarmesh_kernel::Kernel;
 use swarmesh_model::{Problem, Protocol, ServiceId, TaskId};
@@ -42,7 +42,7 @@ use self::{
     table::{Debts, release},
     task::TaskTable,
 };
-use crate::PlaneError;
+use crate::{PlaneError, directory};
 
 pub use direct::goes_direct;
 pub use probe::try_ipvs;
@@ -161,7 +161,7 @@ impl NetfilterPlane {
             .inspect_err(|error| tracing::warn!(%error, "foreign changes are noticed by the audit only"))
             .ok();
         let directory = watch.as_ref().and_then(|watch| {
-            watch::directory(watch, &config.netns_dir)
+            directory::watch(watch, &config.netns_dir, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_ATTRIB)
                 .inspect_err(|error| tracing::info!(directory = %config.netns_dir.display(), %error, "new namespaces are found by trying"))
                 .ok()
         });

@@ -3,14 +3,10 @@
 use std::{
     collections::BTreeMap,
     os::fd::{AsFd, BorrowedFd},
-    path::Path,
     time::Instant,
 };
 
-use nix::sys::{
-    epoll::{Epoll, EpollEvent, EpollFlags},
-    inotify::{AddWatchFlags, InitFlags, Inotify},
-};
+use nix::sys::epoll::{EpollEvent, EpollFlags};
 use swarmesh_kernel::NftMonitor;
 use swarmesh_model::TaskId;
 
@@ -21,9 +17,7 @@ use super::{
     table::{Harm, Table},
     task::TaskTable,
 };
-
-/// The number by which the watch knows the directory of namespaces; places count from 0.
-const DIRECTORY: u64 = u64::MAX;
+use crate::directory::{self, DIRECTORY};
 
 impl NetfilterPlane {
     pub(super) fn watch(&mut self, place: &Place) {
@@ -83,10 +77,7 @@ impl NetfilterPlane {
     /// Something appeared in the directory of namespaces: whoever waits for one tries again soon, and often at first. Docker
     /// makes the file before it mounts the namespace on it, and of the mount nobody tells.
     fn hurry(&mut self, now: Instant) {
-        if let Some(directory) = &self.directory {
-            // What is in the events does not matter, only that they are read.
-            while directory.read_events().is_ok() {}
-        }
+        directory::read(self.directory.as_ref());
         self.leave_replaced(now);
         for pending in self.records.values_mut().filter_map(|r| r.pending.as_mut()) {
             pending.retry = now;
@@ -113,13 +104,6 @@ impl NetfilterPlane {
     fn harm(&mut self, place: &Place) -> Harm {
         self.table(place).map_or(Harm::None, Table::harm)
     }
-}
-
-pub(super) fn directory(watch: &Epoll, directory: &Path) -> nix::Result<Inotify> {
-    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-    inotify.add_watch(directory, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_ATTRIB)?;
-    watch.add(&inotify, EpollEvent::new(EpollFlags::EPOLLIN, DIRECTORY))?;
-    Ok(inotify)
 }
 
 fn monitor_of<'a>(
